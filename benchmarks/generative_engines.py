@@ -1,6 +1,6 @@
 """Comparison of engines on the same small backbone: a head, a fine-tuned generator and prompted models.
 
-    python recipes/pretrain_backbone.py --config recipes/configs/pretrain_chinese.yaml --data_dir DATA
+    python tools/pretrain_backbone.py --config tools/pretrain_chinese.yaml --data_dir DATA
     OMP_NUM_THREADS=1 python benchmarks/generative_engines.py
 
 The script runs `recipes/classify.py`, `recipes/sft_classify.py` and `recipes/compare.py` with their command

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from qwen_task_heads.backbones import backbone_of
+from qwen_task_heads.hubcode.families_task_heads import FAMILIES
 from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
 from qwen_task_heads.training.sft_arguments import parse_sft_arguments
 from qwen_task_heads.training.title_arguments import parse_title_arguments
@@ -75,7 +75,7 @@ def in_force(preset: str) -> dict[str, Any]:
 
 def modules(targets: str | list[str] | None) -> list[str] | None:
     """Return the modules of a Qwen that LoRA adapts, with names of module groups expanded."""
-    groups = {"attention": backbone_of("qwen2").attention, "all-linear": backbone_of("qwen2").all_linear}
+    groups = {"attention": FAMILIES["qwen2"].attention, "all-linear": FAMILIES["qwen2"].all_linear}
     name = targets[0] if isinstance(targets, list) and len(targets) == 1 else targets
     return list(groups.get(name, targets)) if isinstance(name, str) else targets
 

@@ -30,9 +30,9 @@ from transformers import (
 from trl import RewardConfig, RewardTrainer
 
 from qwen_task_heads import Scorer
-from qwen_task_heads.backbones import ALL_LINEAR
 from qwen_task_heads.data.text_datasets import read_text_sets
 from qwen_task_heads.data.title_datasets import read_title_sets
+from qwen_task_heads.hubcode.families_task_heads import ALL_LINEAR
 from qwen_task_heads.metrics.classification import BEST_METRIC
 from qwen_task_heads.metrics.verdicts import PAIR_ACCURACY, give_verdict, pair_measure, text_measure
 from qwen_task_heads.pretrained import locate

@@ -1,4 +1,4 @@
-"""Output of the results: a line, a JSON file, a table, a plot and a paragraph of the README."""
+"""Output of the results: a line, a JSON file, a table and a plot."""
 
 from __future__ import annotations
 
@@ -13,15 +13,6 @@ import torch
 import transformers
 from speed_measure import Bench, Result
 
-ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
-BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
-# Rows with a target that are not measured on every machine or size of the suite.
-RARE = (
-    "training on all pairs of groups of 16 titles",
-    "LoRA training, packed bf16",
-    "from import to the first score on a saved model",
-)
 HEAD = """# Speed
 
 `make bench-full`, or `make bench` for the short sizes. In every row both sides run in one process with the
@@ -164,38 +155,8 @@ def _short(peer: str) -> str:
     return peer[:50]
 
 
-def paragraph(rows: list[dict[str, Any]]) -> str:
-    """Return the README's paragraph: rows of real models, and the number of targets that are met.
-
-    Without rows of real models, it contains all rows with a target.
-    """
-    with_target = [row for row in rows if row["target"] is not None]
-    selected = [row for row in rows if row["settings"].get("weights")] or with_target
-    met = sum(row["ratio"] >= row["target"] for row in with_target)
-    largest = max((row["difference"] for row in with_target if row["difference"] is not None), default=0.0)
-    lines = [
-        f"Measured beside the peers on one CPU thread ([all rows](benchmarks/results/speed.md); {met} of "
-        f"{len(with_target)} targets met, largest difference of any result {largest:.0e}; "
-        "2 is half the time):",
-        "",
-        "| workload | against | ratio | target | limit |",
-        "|---|---|---|---|---|",
-    ]
-    for row in selected:
-        name = row["workload"] + (" (0.5B shape)" if row["settings"].get("shape") == "0.5b" else "")
-        cells = [name, _short(row["peer"]), f"**{number(row['ratio'])}**", number(row["target"])]
-        lines.append(f"| {' | '.join([*cells, number(row['limit'])])} |")
-    if missing := [name for name in RARE if not any(row["workload"].startswith(name) for row in with_target)]:
-        lines += ["", f"With a target, and not measured yet: {'; '.join(missing)}."]
-    return "\n".join(lines)
-
-
 def write(path: Path) -> None:
-    """Write table and plot next to the file of rows, and the README's paragraph between its marks."""
+    """Write table and plot next to the file of rows."""
     rows = read(path)
     path.with_suffix(".md").write_text(markdown(rows), encoding="utf-8")
     plot(rows, path.with_suffix(".png"))
-    readme = README.read_text(encoding="utf-8")
-    if path.resolve().is_relative_to(ROOT) and BEGIN in readme and END in readme:
-        before, after = readme.split(BEGIN)[0], readme.split(END, 1)[1]
-        README.write_text(f"{before}{BEGIN}\n{paragraph(rows)}\n{END}{after}", encoding="utf-8")

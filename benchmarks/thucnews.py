@@ -26,7 +26,7 @@ TEMPERATURES = (1, 1.5, 2, 3, 4, 5, 6)
 
 def make_backbone(texts: list[str], folder: Path) -> None:
     """Save one Qwen2 layer of 192 channels with random weights, and a BPE of 8,000 tokens of the titles."""
-    sys.path.insert(0, str(ROOT / "recipes"))
+    sys.path.insert(0, str(ROOT / "tools"))
     from pretrain_backbone import train_tokenizer
     from transformers import AutoModel, Qwen2Config, set_seed
 

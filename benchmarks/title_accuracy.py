@@ -73,8 +73,8 @@ def prepare(row: dict[str, object], data: Path, scratch: Path) -> None:
     if str(scratch / "random") in options and not (scratch / "random").exists():  # type: ignore[operator]
         random_start(scratch / "random")
     if str(scratch / "adparaphrase") in options and not (scratch / "adparaphrase").exists():  # type: ignore[operator]
-        config = ["--config", "recipes/configs/pretrain_adparaphrase.yaml", "--data_dir", str(data)]
-        run("recipes/pretrain_backbone.py", *config, "--output_dir", str(scratch / "adparaphrase"))
+        config = ["--config", "tools/pretrain_adparaphrase.yaml", "--data_dir", str(data)]
+        run("tools/pretrain_backbone.py", *config, "--output_dir", str(scratch / "adparaphrase"))
 
 
 def measure(row: dict[str, object], seeds: list[int], scratch: Path) -> dict[str, object]:

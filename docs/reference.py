@@ -13,11 +13,12 @@ from pathlib import Path
 import qwen_task_heads
 from qwen_task_heads import cli, option_catalog
 from qwen_task_heads.errors import CODES
+from qwen_task_heads.training.losses import LOSSES
 
 DOCS = Path(__file__).parent
 REFERENCE = DOCS / "en" / "reference"
 MODULES = {
-    "Losses": ("training.pair_losses", "training.group_losses", "training.text_losses"),
+    "Losses": ("training.pair_losses", "training.group_losses", "training.text_losses", "training.losses"),
     "Metrics": ("metrics.ranking", "metrics.classification", "metrics.calibration", "metrics.verdicts"),
     "Pooling and heads": ("hubcode.pooling_task_heads",),
     "Frozen features": ("training.features", "training.convex_heads", "training.head_sweep"),
@@ -45,7 +46,7 @@ def command_pages() -> str:
                 lines += [f"And {count} options of transformers and trl (`qth {name} --help_all`).", ""]
                 continue
             lines += [f"### {group} {{ #{name}-{group.lower().replace(' ', '-')} }}", ""]
-            lines += ["| option | value | default | |", "|---|---|---|---|"]
+            lines += ["| option | value | default | meaning |", "|---|---|---|---|"]
             for one in (one for one in options if one["group"] == group):
                 default = "" if one["default"] in (None, "", []) else f"`{cell(one['default'])}`"
                 lines.append(f"| `--{one['name']}` | {cell(one['type'])} | {default} | {cell(one['help'])} |")
@@ -84,6 +85,17 @@ def module_page(title: str, modules: tuple[str, ...]) -> str:
     return "\n".join(lines)
 
 
+def loss_table() -> str:
+    """Return the table of all losses, from their rows."""
+    lines = ["| loss | over | formula | options | source |", "|---|---|---|---|---|"]
+    for kind, losses in LOSSES.items():
+        for loss in losses.values():
+            options = ", ".join(f"`{option.flag}`" for option in loss.options)
+            formula, source = cell(loss.formula), cell(loss.source)
+            lines.append(f"| `{loss.name}` | {kind} | {formula} | {options} | {source} |")
+    return "\n".join([*lines, ""])
+
+
 def llms(pages: list[Path]) -> str:
     """Return llms.txt: one line per page, see https://llmstxt.org."""
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8").splitlines()
@@ -101,6 +113,8 @@ def main() -> None:
     pages = {"cli": command_pages(), "errors": error_page(), "python": python_page()}
     for title, modules in MODULES.items():
         pages[title.lower().replace(" ", "-")] = module_page(title, modules)
+    title, body = pages["losses"].split("\n", 1)
+    pages["losses"] = f"{title}\n\n{loss_table()}{body}"
     for name, text in pages.items():
         (REFERENCE / f"{name}.md").write_text(text, encoding="utf-8")
     (DOCS / "en" / "llms.txt").write_text(llms(sorted((DOCS / "en").rglob("*.md"))), encoding="utf-8")

@@ -12,12 +12,9 @@ from typing import Any
 
 import torch
 
-from qwen_task_heads.backbones import backbone_of
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import error_at
+from qwen_task_heads.hubcode.families_task_heads import NO_TARGETS, family_of
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
-
-# PEFT's name for "inject nothing": only modules_to_save, here the head, is trained and saved.
-NO_TARGETS = "dummy-target-modules"
 
 
 def adapter_config(
@@ -58,36 +55,30 @@ def adapter_config(
     saved = list(modules_to_save or ["score"])
     if not model.on_plain_base:  # an adapter names only its base
         option = "--freeze_backbone" if head_only else "--use_peft"
-        raise TaskHeadsError(
-            Problem(
-                option,
-                f"the base is a {model.config.model_type} that is already trained",
-                "a plain backbone",
-                "drop it (the model, its own adapter merged, is trained in full), or start from its backbone",
-                code="option-unsupported",
-            )
+        raise error_at(
+            option,
+            f"the base is a {model.config.model_type} that is already trained",
+            "a plain backbone",
+            "drop it (the model, its own adapter merged, is trained in full), or start from its backbone",
+            code="option-unsupported",
         )
     if task_type != "SEQ_CLS":
-        raise TaskHeadsError(
-            Problem(
-                "--lora_task_type",
-                f"found {task_type!r}",
-                "SEQ_CLS",
-                "drop it: the head would be neither trained nor saved",
-                code="option-value",
-            )
+        raise error_at(
+            "--lora_task_type",
+            f"found {task_type!r}",
+            "SEQ_CLS",
+            "drop it: the head would be neither trained nor saved",
+            code="option-value",
         )
     if "score" not in saved:
-        raise TaskHeadsError(
-            Problem(
-                "--lora_modules_to_save",
-                f"found {saved!r}",
-                "a list with 'score', the head, which would otherwise not be trained",
-                "choose such as score",
-                code="option-value",
-            )
+        raise error_at(
+            "--lora_modules_to_save",
+            f"found {saved!r}",
+            "a list with 'score', the head, which would otherwise not be trained",
+            "choose such as score",
+            code="option-value",
         )
-    family = backbone_of(model.model.config.model_type)
+    family = family_of(model.model.config.model_type)
     if head_only:
         chosen: Any = NO_TARGETS
     elif targets in (None, [], "all-linear", ["all-linear"]):
@@ -100,21 +91,12 @@ def adapter_config(
         chosen = list(chosen)
         names = {name.rsplit(".", 1)[-1] for name, _ in model.model.named_modules()}
         if unknown := sorted(target for target in chosen if target.rsplit(".", 1)[-1] not in names):
-            linear = sorted(
-                {
-                    n.rsplit(".", 1)[-1]
-                    for n, m in model.model.named_modules()
-                    if isinstance(m, torch.nn.Linear)
-                }
-            )
-            raise TaskHeadsError(
-                Problem(
-                    "--lora_target_modules",
-                    f"found {unknown!r}",
-                    ", ".join(linear),
-                    "choose among them",
-                    code="option-value",
-                )
+            raise error_at(
+                "--lora_target_modules",
+                f"found {unknown!r}",
+                ", ".join(_linear_names(model)),
+                "choose among them",
+                code="option-value",
             )
     if embeddings:
         chosen = _with_embeddings(model, [] if chosen == NO_TARGETS else chosen)
@@ -204,6 +186,11 @@ def _with_embeddings(model: TaskHeadModel, chosen: list[str] | str) -> list[str]
     embedding = model.get_input_embeddings()
     path = next(name for name, module in model.named_modules() if module is embedding)
     if isinstance(chosen, str):  # PEFT expands all-linear only if it is the only target
-        linear = [name for name, module in model.model.named_modules() if isinstance(module, torch.nn.Linear)]
-        chosen = sorted({name.rsplit(".", 1)[-1] for name in linear})
+        chosen = _linear_names(model)
     return [*chosen, path]
+
+
+def _linear_names(model: TaskHeadModel) -> list[str]:
+    """Return the names of the backbone's linear layers in their parents."""
+    linear = [name for name, module in model.model.named_modules() if isinstance(module, torch.nn.Linear)]
+    return sorted({name.rsplit(".", 1)[-1] for name in linear})

@@ -7,6 +7,7 @@ With `--accelerate_config` a command starts under `accelerate launch`; without, 
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import platform
 import re
@@ -14,42 +15,36 @@ import runpy
 import sys
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from qwen_task_heads import option_catalog, registration
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.commands import COMMANDS, recipes
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 
 WIDTH = 100
 
 
-@dataclass(frozen=True)
-class Command:
-    """A command of the console script: the recipe that it runs, and one line of help."""
-
-    recipe: str
-    summary: str
-
-
-COMMANDS = {
-    "titles": Command("reward_titles", "Train a title scorer on pairs, votes or clicks."),
-    "classify": Command("classify", "Train a text classifier, regressor or ordinal model."),
-    "label": Command("sft_classify", "Train a chat model that writes the label."),
-    "sweep": Command("sweep_heads", "Find layers, pooling and head on a frozen backbone."),
-    "grpo": Command("grpo_titles", "Train a title generator with a title scorer as its reward."),
-    "predict": Command("predict", "Label or score texts, or the rows of a file."),
-    "compare": Command("compare", "Compare engines and baselines on the same rows."),
-    "publish": Command("publish", "Verify a finished run and publish it to a hub."),
-    "env": Command("", "Print versions and hardware, for a bug report."),
-}
 PACKAGES = (
-    "qwen-task-heads", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors",
-    "tokenizers", "numpy", "scikit-learn", "huggingface_hub", "modelscope", "vllm", "bitsandbytes",
-)  # fmt: skip
-PARSED_HERE = ("config", "accelerate_config", "help", "help_all")
+    "qwen-task-heads",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "safetensors",
+    "tokenizers",
+    "numpy",
+    "scikit-learn",
+    "huggingface_hub",
+    "modelscope",
+    "vllm",
+    "bitsandbytes",
+)
+HELP = ("help", "help_all")
+PARSED_HERE = (*HELP, "config", "accelerate_config")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: words after the name of the script; None for those of this process.
 
     Returns:
-        The exit code: 0, 2 for bad input, or that of the recipe.
+        The exit code: 0, 2 for bad input, that of the recipe, or 1 for defective rows (`data`).
 
     Example:
         >>> from qwen_task_heads.cli import main
@@ -88,28 +83,36 @@ def run(name: str, words: list[str]) -> int:
     """
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1) or list(COMMANDS)
-        raise TaskHeadsError(
-            Problem(
-                f"qth {name}",
-                "found an unknown command",
-                ", ".join(near),
-                f"type qth {near[0]}" if len(near) == 1 else "choose one of them",
-                code="option-unknown",
-            )
+        raise error_at(
+            f"qth {name}",
+            "found an unknown command",
+            ", ".join(near),
+            f"type qth {near[0]}" if len(near) == 1 else "choose one of them",
+            code="option-unknown",
         )
+    accelerate = None
+    if COMMANDS[name].recipe:
+        words, accelerate, preset = _resolve(words)
+        name = _command_for(name, preset)
+    command, options = COMMANDS[name], option_catalog.read().get(name)
+    if {"-h", "--help", "--help_all"} & set(words) and (options is not None or not command.recipe):
+        print(help_text(name, options or [], everything="--help_all" in words))
+        return 0
+    of_file = {"--input", "--config"}
+    is_query = name == "predict" and not of_file & {word.split("=")[0] for word in words}
+    problems = []
+    if options is not None:
+        problems = option_problems(words, options, parsed_here=PARSED_HERE if command.recipe else HELP)
+        problems = problems or ([] if is_query else missing_options(words, options))
+    if problems:
+        raise TaskHeadsError(problems)
     if name == "env":
         print(environment())
         return 0
-    words, accelerate, preset = _resolve(words)
-    name = _command_for(name, preset)
-    options = option_catalog.read().get(name)
-    if options is not None and {"-h", "--help", "--help_all"} & set(words):
-        print(help_text(name, options, everything="--help_all" in words))
-        return 0
-    if options is not None and (problems := unknown_options(words, options)):
-        raise TaskHeadsError(problems)
-    script = str(recipes() / f"{COMMANDS[name].recipe}.py")
-    if name == "predict" and not {"--input", "-h", "--help"} & {word.split("=")[0] for word in words}:
+    if name == "data":
+        return _check_data(words)
+    script = str(recipes() / f"{command.recipe}.py")
+    if is_query:
         return _ask(words)
     if accelerate is not None:
         from accelerate.commands.launch import launch_command, launch_command_parser
@@ -120,23 +123,22 @@ def run(name: str, words: list[str]) -> int:
     return _run_script(script, words)
 
 
-def recipes() -> Path:
-    """Return the folder of the installed recipes."""
-    return Path(str(files(f"{__package__}.recipes")))
-
-
 def presets() -> dict[str, Path]:
     """Return the presets by name, as `--config NAME` takes them."""
     found = sorted((recipes() / "configs").glob("*.yaml"))
     return {path.stem: path for path in found if path.read_text(encoding="utf-8").startswith("# qth ")}
 
 
+def accelerate_configs() -> dict[str, Path]:
+    """Return the configs of accelerate by name, as `--accelerate_config NAME` takes them."""
+    return {path.stem: path for path in sorted((recipes() / "accelerate").glob("*.yaml"))}
+
+
 def overview() -> str:
     """Return the help of the console script: its commands, presets and accelerate configs."""
     lines = ["usage: qth COMMAND [--config NAME_OR_FILE] [--accelerate_config NAME_OR_FILE] [options]", ""]
     lines += [f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()]
-    launchers = sorted(path.stem for path in (recipes() / "accelerate").glob("*.yaml"))
-    for title, names in (("--config", [*presets()]), ("--accelerate_config", launchers)):
+    for title, names in (("--config", presets()), ("--accelerate_config", accelerate_configs())):
         lines += ["", f"Names for {title}:", *_wrapped(", ".join(names), indent=2)]
     return "\n".join([*lines, "", "qth COMMAND --help lists the options of a command."])
 
@@ -149,52 +151,69 @@ def help_text(name: str, options: list[dict[str, Any]], *, everything: bool) -> 
         options: from `option_catalog.read`.
         everything: include the options of transformers and trl.
     """
-    lines = [
-        f"usage: qth {name} [--config NAME_OR_FILE] [--accelerate_config NAME_OR_FILE] [options]",
-        "",
-        COMMANDS[name].summary,
-    ]
+    lines = [f"usage: qth {name} {COMMANDS[name].usage}".rstrip(), "", COMMANDS[name].summary]
     inherited = [one for one in options if one["group"] == option_catalog.OTHERS]
     shown = options if everything else [one for one in options if one not in inherited]
     for group in dict.fromkeys(one["group"] for one in shown):
         lines += ["", group]
         for one in (one for one in shown if one["group"] == group):
-            default = "" if one["default"] in (None, "", []) else f" (default: {_text(one['default'])})"
+            values = one["default"] if isinstance(one["default"], list) else [one["default"]]
+            default = f" (default: {' '.join(map(str, values))})" if values not in ([], [None], [""]) else ""
             choices = "" if one["choices"] is None else f" One of: {', '.join(map(str, one['choices']))}."
             lines.append(f"  --{one['name']} {one['type']}")
             lines += _wrapped(f"{one['help']}{choices}{default}", indent=6)
-    if not everything:
+    if inherited and not everything:
         lines += ["", f"--help_all also lists {len(inherited)} options of transformers and trl."]
     return "\n".join(lines)
 
 
-def unknown_options(words: Sequence[str], options: list[dict[str, Any]]) -> list[Problem]:
-    """Return a problem for each option that the command does not have.
+def option_problems(
+    words: Sequence[str], options: list[dict[str, Any]], *, parsed_here: Sequence[str] = PARSED_HERE
+) -> list[Problem]:
+    """Return the problems of a command line that need no import: unknown options, and values of a list.
+
+    Args:
+        words: of the command line, after the command.
+        options: from `option_catalog.read`.
+        parsed_here: options of `qth` itself.
 
     Example:
-        >>> from qwen_task_heads import option_catalog, registration
-        >>> from qwen_task_heads.cli import unknown_options
-        >>> [problem] = unknown_options(["--learning_rat", "1e-4"], option_catalog.read()["titles"])
+        >>> from qwen_task_heads import option_catalog
+        >>> from qwen_task_heads.cli import option_problems
+        >>> [problem] = option_problems(["--learning_rat", "1e-4"], option_catalog.read()["titles"])
         >>> problem.where, problem.expected
         ('--learning_rat', '--learning_rate')
     """
-    known = {one["name"] for one in options} | set(PARSED_HERE)
-    problems = []
-    for word in words:
-        name = word[2:].split("=")[0].replace("-", "_")
-        if not word.startswith("--") or name in known or name.removeprefix("no_") in known:
+    known, problems = {one["name"]: one for one in options}, []
+    names = {*known, *parsed_here}
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        name = option.removeprefix("--").replace("-", "_")
+        if not option.startswith("--") or name in parsed_here or name.removeprefix("no_") in parsed_here:
             continue
-        near = [f"--{one}" for one in difflib.get_close_matches(name, known, n=2)]
-        problems.append(
-            Problem(
-                f"--{name}",
-                "found an unknown option",
-                " or ".join(near) or "an option of --help",
-                "correct its name, or drop it" if near else "drop it",
-                code="option-unknown",
+        one = known.get(name, known.get(name.removeprefix("no_")))
+        value = value if equals else following
+        if one is None:
+            near = [f"--{one}" for one in difflib.get_close_matches(name, names, n=2)]
+            expected = " or ".join(near) or "an option of --help"
+            fix = "correct its name, or drop it" if near else "drop it"
+            problems.append(
+                Problem(f"--{name}", "found an unknown option", expected, fix, code="option-unknown")
             )
-        )
+        elif one["type"] == "VALUE" and one["choices"] and value not in one["choices"]:
+            found, expected = f"found {shorten(value)}", ", ".join(one["choices"])
+            problems.append(Problem(f"--{name}", found, expected, "choose one of them", code="option-value"))
     return problems
+
+
+def missing_options(words: Sequence[str], options: list[dict[str, Any]]) -> list[Problem]:
+    """Return a problem for each required option that neither the words nor a `--config` file can have."""
+    given = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in words if word[:2] == "--"}
+    return [
+        Problem(f"--{one['name']}", "found nothing", one["help"], "name it", code="option-missing")
+        for one in options
+        if one.get("required") and not given & {one["name"], "config"}
+    ]
 
 
 def environment() -> str:
@@ -210,25 +229,39 @@ def environment() -> str:
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     lines.append(f"- CUDA: {', '.join(devices) or 'none'}")
     lines.append(f"- CPU: {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}")
+    lines += ["", "Next: qth data FILE_OR_FOLDER checks your data; qth titles --config quick_start trains."]
     return "\n".join(lines)
+
+
+def _check_data(words: list[str]) -> int:
+    """Print what training reads of a source, and every defect; return 1 if it would be refused."""
+    from transformers import HfArgumentParser
+
+    from qwen_task_heads.data.inspection import DataCheckArguments, inspect_data
+
+    parser = HfArgumentParser(DataCheckArguments, prog="qth data")
+    parser.add_argument("source", metavar="FILE_OR_FOLDER")
+    parsed = vars(parser.parse_args(words))
+    source, options = parsed.pop("source"), DataCheckArguments(**parsed)
+    report = inspect_data(source, options)
+    print(json.dumps(report.as_dict(), ensure_ascii=False, indent=2) if options.json else report)
+    return int(bool(report.problems))
 
 
 def _resolve(words: list[str]) -> tuple[list[str], str | None, Path | None]:
     """Return the words with a preset's name replaced by its file, the accelerate config, and that file."""
     found: list[str] = []
     accelerate, preset = None, None
-    split = [part for word in words for part in _halves(word)]
-    skip = False
-    for word, following in zip(split, [*split[1:], ""], strict=True):
-        if skip:
-            skip = False
-        elif word == "--config":
-            preset = Path(_named(following, word, presets()))
+    named = ("--config=", "--accelerate_config=")
+    parts = iter(
+        [part for word in words for part in (word.split("=", 1) if word.startswith(named) else [word])]
+    )
+    for word in parts:
+        if word == "--config":
+            preset = Path(_named(next(parts, ""), word, presets()))
             found += [word, str(preset)]
-            skip = True
         elif word == "--accelerate_config":
-            known = {path.stem: path for path in sorted((recipes() / "accelerate").glob("*.yaml"))}
-            accelerate, skip = _named(following, word, known), True
+            accelerate = _named(next(parts, ""), word, accelerate_configs())
         else:
             found.append(word)
     return found, accelerate, preset
@@ -248,19 +281,13 @@ def _command_for(name: str, preset: Path | None) -> str:
     if f"task: {name}" in lines:
         print(f"{preset.stem} is a preset of qth {first[1]}.", flush=True)
         return first[1]
-    raise TaskHeadsError(
-        Problem(
-            "--config",
-            f"found {preset.stem!r}, a preset of qth {first[1]}",
-            f"a preset of qth {name}",
-            f"type qth {first[1]} --config {preset.stem}",
-            code="option-conflict",
-        )
+    raise error_at(
+        "--config",
+        f"found {preset.stem!r}, a preset of qth {first[1]}",
+        f"a preset of qth {name}",
+        f"type qth {first[1]} --config {preset.stem}",
+        code="option-conflict",
     )
-
-
-def _halves(word: str) -> list[str]:
-    return word.split("=", 1) if word.startswith(("--config=", "--accelerate_config=")) else [word]
 
 
 def _named(value: str, option: str, known: dict[str, Path]) -> str:
@@ -269,14 +296,12 @@ def _named(value: str, option: str, known: dict[str, Path]) -> str:
     if value in known:
         return str(known[value])
     near = difflib.get_close_matches(value, known, n=1)
-    raise TaskHeadsError(
-        Problem(
-            option,
-            f"found {value!r}, which is neither a file nor a name",
-            f"a YAML file, or {', '.join(known)}",
-            f"type {option} {near[0]}" if near else "choose one of the names",
-            code="path-not-found",
-        )
+    raise error_at(
+        option,
+        f"found {value!r}, which is neither a file nor a name",
+        f"a YAML file, or {', '.join(known)}",
+        f"type {option} {near[0]}" if near else "choose one of the names",
+        code="path-not-found",
     )
 
 
@@ -315,10 +340,6 @@ def _ask(words: list[str]) -> int:
 def _wrapped(text: str, *, indent: int) -> list[str]:
     space = " " * indent
     return textwrap.wrap(text, WIDTH, initial_indent=space, subsequent_indent=space)
-
-
-def _text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import error_at
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -25,8 +25,8 @@ def store_in(model: TaskHeadModel, *, dtype: torch.dtype | str) -> TaskHeadModel
     """
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
-        raise TaskHeadsError(
-            Problem("dtype", f"found {name!r}", ", ".join(DTYPES), "choose one of them", code="option-value")
+        raise error_at(
+            "dtype", f"found {name!r}", ", ".join(DTYPES), "choose one of them", code="option-value"
         )
     for parameter in model.model.parameters():  # buffers, such as those of rotary embeddings, are kept
         parameter.data = parameter.data.to(DTYPES[name])

@@ -1,7 +1,7 @@
 """Errors: one type, one message format and a stable code for everything a user can get wrong.
 
 A message reads ``where: problem. Expected X. Fix: Y.`` Readers collect a `Problem` per defect and raise once,
-so that one run names every defect of a file. Code in `hubcode/` travels without this package and raises
+so that one run names every defect of a file. Code in `hubcode/` is published without this package and raises
 `ValueError` in the same format.
 """
 
@@ -97,7 +97,7 @@ class Problem:
         where: file and line (`train.jsonl:17`), option (`--pooling`) or tensor name.
         problem: what is wrong, such as `found 'avg'`; quote user text with `shorten`.
         expected: what would have been accepted.
-        fix: what the user can do next, in the imperative; commands and options can be typed as they stand.
+        fix: what the user can do next, in the imperative; commands and options can be typed as they are.
         code: one of `CODES`.
     """
 
@@ -132,10 +132,26 @@ class TaskHeadsError(ValueError):
         super().__init__("\n".join(lines))
 
 
+def error_at(where: str, problem: str, expected: str, fix: str, *, code: str) -> TaskHeadsError:
+    """Return one problem as an error; the arguments are those of `Problem`."""
+    return TaskHeadsError(Problem(where, problem, expected, fix, code=code))
+
+
 def shorten(value: object, limit: int = 60) -> str:
     """Return `repr(value)`, truncated to `limit` characters."""
     text = repr(value if not isinstance(value, str) else value[: limit + 1])
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def reason_of(error: Exception, limit: int = 160) -> str:
+    """Return the first line of an error of another library, for a message.
+
+    Example:
+        >>> from qwen_task_heads.errors import reason_of
+        >>> reason_of(OSError("no such repo\\nTraceback ..."))
+        'no such repo'
+    """
+    return [*str(error).splitlines(), ""][0][:limit]
 
 
 RESUME = "the same command with --resume_from_checkpoint true continues"

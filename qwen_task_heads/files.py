@@ -14,7 +14,7 @@ from pathlib import Path
 
 from transformers.utils import cached_file
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at
 from qwen_task_heads.hubcode.hashes_task_heads import DRAFT, MANIFEST, hash_files, sha256
 
 __all__ = ["MANIFEST", "check_manifest", "hash_files"]
@@ -52,14 +52,12 @@ def check_manifest(repo: str, *, revision: str | None = None) -> None:
     where = f"{repo}/{MANIFEST}"
     if path.stat().st_size > LARGEST:
         size = f"found {path.stat().st_size:,} bytes"
-        raise TaskHeadsError(Problem(where, size, f"at most {LARGEST:,}", FIX, code="file-format"))
+        raise error_at(where, size, f"at most {LARGEST:,}", FIX, code="file-format")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # not UTF-8, no JSON, or nested without end
         reason = f"the file is not valid JSON ({type(error).__name__})"
-        raise TaskHeadsError(
-            Problem(where, reason, "the file that save() wrote", FIX, code="file-format")
-        ) from error
+        raise error_at(where, reason, "the file that save() wrote", FIX, code="file-format") from error
     files = content.get("files") if isinstance(content, dict) else None
     # Manifests of earlier releases list only names; a folder that was only saved may still be edited.
     if not isinstance(files, dict) or content.get(DRAFT):
@@ -71,26 +69,11 @@ def check_manifest(repo: str, *, revision: str | None = None) -> None:
         if name not in VERIFIED and (below or not any(fnmatchcase(name, pattern) for pattern in VERIFIED)):
             continue
         file = _find(repo, name, revision)
-        if file is None:
-            problems.append(
-                Problem(
-                    f"{repo}/{name}",
-                    "the file is missing",
-                    f"a file with SHA-256 {digest}, as listed in {MANIFEST}",
-                    FIX,
-                    code="model-corrupted",
-                )
-            )
-        elif (found := sha256(file)) != digest:
-            problems.append(
-                Problem(
-                    f"{repo}/{name}",
-                    f"found SHA-256 {found}",
-                    f"{digest}, as listed in {MANIFEST}",
-                    FIX,
-                    code="model-corrupted",
-                )
-            )
+        found = None if file is None else sha256(file)
+        if found != digest:
+            problem = f"found SHA-256 {found}" if found else "the file is missing"
+            expected = f"SHA-256 {digest}, as listed in {MANIFEST}"
+            problems.append(Problem(f"{repo}/{name}", problem, expected, FIX, code="model-corrupted"))
     if problems:
         raise TaskHeadsError(problems)
 

@@ -18,21 +18,18 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file
 
 from qwen_task_heads.adapters import quiet_peft
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import TaskHeadsError, error_at, reason_of
 from qwen_task_heads.files import check_manifest
-from qwen_task_heads.hubcode.configuration_task_heads import (
-    PooledClassifierConfig,
-    TaskHeadError,
-    TitleScorerConfig,
-)
+from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TitleScorerConfig
+from qwen_task_heads.hubcode.errors_task_heads import TaskHeadError
 from qwen_task_heads.hubcode.hashes_task_heads import check_base, hash_base
-from qwen_task_heads.modelscope import HUGGINGFACE, MODELSCOPE, fetch_modelscope
-from qwen_task_heads.pretrained import is_packaged, locate, stored_name
+from qwen_task_heads.hubs import HUGGINGFACE, hub_named, resolve
+from qwen_task_heads.pretrained import locate, stored_name
 from qwen_task_heads.repo_checks import check_repo, commit_of
 from qwen_task_heads.tokenization.label_prompts import LABEL_PROMPT, read_label_prompt
 
 EXPECTED = "a repo id or folder of a causal language model, or an adapter of one"
-HEADS = {PooledClassifierConfig.model_type: "classifier", TitleScorerConfig.model_type: "title scorer"}
+HEAD_KINDS = {PooledClassifierConfig.model_type: "classifier", TitleScorerConfig.model_type: "title scorer"}
 HEAD_CLASS = "ForSequenceClassification"
 
 
@@ -43,8 +40,8 @@ class Base:
     Args:
         name: repo id, or a folder of this machine.
         revision: commit of its hub; None for a folder.
-        hub: `modelscope` if the commit is one of ModelScope; None for the Hugging Face Hub or a folder.
-        files: SHA-256 of the files of a folder or of a ModelScope download; None for the Hugging Face Hub.
+        hub: hub of the commit, such as `modelscope`; None for the Hugging Face Hub or a folder.
+        files: SHA-256 of the files of a folder or of a download; None for the Hugging Face Hub.
     """
 
     name: str
@@ -68,9 +65,9 @@ def base_of(name: str, *, revision: str | None = None, hub: str = HUGGINGFACE) -
     path = locate(name)
     if Path(path).is_dir():
         return Base(name=stored_name(path), files=hash_base(path))
-    if hub == MODELSCOPE:
-        folder, commit = fetch_modelscope(path, revision=revision)
-        return Base(name=path, revision=commit, hub=MODELSCOPE, files=hash_base(folder))
+    place, fetched = resolve(path, hub=hub, revision=revision)
+    if fetched is not None:
+        return Base(name=path, revision=fetched, hub=hub, files=hash_base(place))
     return Base(name=path, revision=commit_of(path, revision))
 
 
@@ -84,16 +81,14 @@ def file_of(name: str, file: str, *, revision: str | None = None, hub: str = HUG
         hub: hub of repo ids.
 
     Raises:
-        TaskHeadsError: no such model or revision, or ModelScope does not answer and its cache is empty.
+        TaskHeadsError: no such model or revision, or the hub does not answer and its cache is empty.
 
     Example:
         >>> from qwen_task_heads.generators import file_of
         >>> file_of("embedded", "label_prompt.json") is None
         True
     """
-    path = locate(name)
-    if hub == MODELSCOPE and not Path(path).exists():
-        path, revision = str(fetch_modelscope(path, revision=revision)[0]), None
+    path, _ = resolve(locate(name), hub=hub, revision=revision)
     try:
         found: str | None = cached_file(
             path,
@@ -104,15 +99,12 @@ def file_of(name: str, file: str, *, revision: str | None = None, hub: str = HUG
             _raise_exceptions_for_gated_repo=False,
         )
     except OSError as error:
-        reason = [*str(error).splitlines(), ""][0][:160]
-        raise TaskHeadsError(
-            Problem(
-                name,
-                f"the model was not found ({reason})",
-                "an existing repo id or folder",
-                "check the name, the revision and the network",
-                code="model-not-found",
-            )
+        raise error_at(
+            name,
+            f"the model was not found ({reason_of(error)})",
+            "an existing repo id or folder",
+            "check the name, the revision and the network",
+            code="model-not-found",
         ) from error
     return found
 
@@ -132,7 +124,7 @@ def load_generator(
     Args:
         name: repo id or folder; `"embedded"` for the small backbone in the package.
         revision: branch, tag or commit.
-        hub: hub of repo ids, `huggingface` or `modelscope`; also that of an adapter's base.
+        hub: hub of repo ids, a name in `hubs.HUBS`; also that of an adapter's base.
         dtype: dtype of the weights. `auto`: that of `label_prompt.json`, in which the metrics of the card
             were measured; without one, that of the saved weights. A base may be stored in another dtype than
             its adapter was trained with.
@@ -150,9 +142,7 @@ def load_generator(
         'qwen2'
     """
     name = str(name)
-    path = locate(name)
-    if hub == MODELSCOPE and not Path(path).exists():
-        path, revision = str(fetch_modelscope(path, revision=revision)[0]), None
+    path, _ = resolve(locate(name), hub=hub, revision=revision)
     try:
         check_repo(path, revision=revision)
         if verify:
@@ -179,20 +169,16 @@ def load_generator(
     except TaskHeadsError:
         raise
     except TaskHeadError as error:
-        raise TaskHeadsError(
-            Problem(error.where, error.problem, error.expected, error.fix, code=error.code)
-        ) from error
+        raise error_at(error.where, error.problem, error.expected, error.fix, code=error.code) from error
     except (OSError, ValueError) as error:
         reason = [*str(error).splitlines(), ""][0]
         reason = reason if len(reason) <= 160 else f"{reason[:159]}…"
-        raise TaskHeadsError(
-            Problem(
-                name,
-                f"no causal language model could be loaded ({reason})",
-                EXPECTED,
-                "check the name and the network",
-                code="model-not-found",
-            )
+        raise error_at(
+            name,
+            f"no causal language model could be loaded ({reason})",
+            EXPECTED,
+            "check the name and the network",
+            code="model-not-found",
         ) from error
 
 
@@ -201,25 +187,21 @@ def _refuse_head(name: str, path: str, *, revision: str | None) -> None:
     file = cached_file(path, CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
     config = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
     kind, classes = config.get("model_type"), config.get("architectures") or []
-    if kind in HEADS:
-        raise TaskHeadsError(
-            Problem(
-                name,
-                f"found a {HEADS[kind]}, whose head does not generate text",
-                EXPECTED,
-                f"load it by Scorer({name!r})",
-                code="model-type",
-            )
+    if kind in HEAD_KINDS:
+        raise error_at(
+            name,
+            f"found a {HEAD_KINDS[kind]}, whose head does not generate text",
+            EXPECTED,
+            f"load it by Scorer({name!r})",
+            code="model-type",
         )
     if any(str(one).endswith(HEAD_CLASS) for one in classes):
-        raise TaskHeadsError(
-            Problem(
-                name,
-                f"found a {classes[0]}, whose head does not generate text",
-                EXPECTED,
-                f"load it by transformers' pipeline('text-classification', {name!r})",
-                code="model-type",
-            )
+        raise error_at(
+            name,
+            f"found a {classes[0]}, whose head does not generate text",
+            EXPECTED,
+            f"load it by transformers' pipeline('text-classification', {name!r})",
+            code="model-type",
         )
 
 
@@ -231,13 +213,10 @@ def _read_prompt(path: str, revision: str | None) -> dict[str, Any]:
 
 def _resolve_base(base: Base, *, hub: str, verify: bool) -> tuple[str, str | None]:
     """Return the folder or repo id of a base, and its revision there."""
-    if is_packaged(base.name):
-        place, commit = locate(base.name), None
-    elif MODELSCOPE in (hub, base.hub) and not Path(base.name).is_dir():
-        pin = base.revision if base.hub == MODELSCOPE else None  # the hubs share no commits
-        place, commit = str(fetch_modelscope(base.name, revision=pin)[0]), None
-    else:
-        place, commit = base.name, base.revision
+    source = base.hub or hub if hub_named(hub).by_id else hub
+    pin = base.revision if source == (base.hub or HUGGINGFACE) else None  # hubs share no commits
+    place, fetched = resolve(locate(base.name), hub=source, revision=pin)
+    commit = pin if fetched is None else None
     if verify and Path(place).is_dir():
         check_base(place, base.files)
     return place, commit

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import TaskHeadsError, error_at
 from qwen_task_heads.hubcode.hashes_task_heads import (
     GGUF_SOURCE,
     hash_folder,
@@ -58,36 +58,30 @@ def dequantize(path: str | Path, *, name: str | None = None, expected: str | Non
     path = Path(path)
     if not path.is_file():
         names = ", ".join(sorted(file.name for file in path.parent.glob("*.gguf"))[:SHOWN]) or "none"
-        raise TaskHeadsError(
-            Problem(
-                str(path),
-                "the file does not exist",
-                "a GGUF file",
-                f"check the path and --gguf_file (GGUF files there: {names})",
-                code="path-not-found",
-            )
+        raise error_at(
+            str(path),
+            "the file does not exist",
+            "a GGUF file",
+            f"check the path and --gguf_file (GGUF files there: {names})",
+            code="path-not-found",
         )
     with path.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
-            raise TaskHeadsError(
-                Problem(
-                    str(path),
-                    "the file has another format",
-                    "a GGUF file",
-                    "fetch it again (a git-lfs file that was not fetched is a few lines of text)",
-                    code="file-format",
-                )
+            raise error_at(
+                str(path),
+                "the file has another format",
+                "a GGUF file",
+                "fetch it again (a git-lfs file that was not fetched is a few lines of text)",
+                code="file-format",
             )
     digest = sha256(path)
     if expected is not None and digest != expected:
-        raise TaskHeadsError(
-            Problem(
-                str(path),
-                f"found SHA-256 {digest}",
-                f"SHA-256 {expected}, that of the tested file",
-                "delete it and fetch it again; if the hash is still different, do not use it",
-                code="model-corrupted",
-            )
+        raise error_at(
+            str(path),
+            f"found SHA-256 {digest}",
+            f"SHA-256 {expected}, that of the tested file",
+            "delete it and fetch it again; if the hash is still different, do not use it",
+            code="model-corrupted",
         )
     folder = models_cache() / (name or f"{path.stem}-{digest[:16]}")
     if is_dequantized(folder, digest):
@@ -143,14 +137,12 @@ def _convert(path: Path, folder: Path) -> None:
         raise
     except Exception as error:  # the GGUF reader raises errors of its parser: KeyError, IndexError, ...
         reason = " ".join(str(error).split())[:200]
-        raise TaskHeadsError(
-            Problem(
-                str(path),
-                f"transformers cannot read it ({type(error).__name__}: {reason})",
-                "a decoder whose GGUF files transformers reads (Llama, Qwen2, Qwen3, Mistral, Gemma, ...)",
-                "fetch the file again if it may be truncated, or use the checkpoint in safetensors",
-                code="model-unsupported",
-            )
+        raise error_at(
+            str(path),
+            f"transformers cannot read it ({type(error).__name__}: {reason})",
+            "a decoder whose GGUF files transformers reads (Llama, Qwen2, Qwen3, Mistral, Gemma, ...)",
+            "fetch the file again if it may be truncated, or use the checkpoint in safetensors",
+            code="model-unsupported",
         ) from error
     finally:
         logging.set_verbosity(verbosity)
@@ -173,28 +165,24 @@ def _contents(path: Path) -> tuple[int, int]:
     try:
         from gguf import GGUFReader
     except ImportError as error:
-        raise TaskHeadsError(
-            Problem(
-                "--gguf_file",
-                "the package gguf is not installed",
-                "the package gguf, which reads GGUF files",
-                INSTALL,
-                code="package-missing",
-            )
+        raise error_at(
+            "--gguf_file",
+            "the package gguf is not installed",
+            "the package gguf, which reads GGUF files",
+            INSTALL,
+            code="package-missing",
         ) from error
     try:
         tensors = GGUFReader(path).tensors
         return len(tensors), 4 * sum(int(tensor.n_elements) for tensor in tensors)
     except Exception as error:  # errors of numpy for a memory map that is too short, and of the parser
         reason = " ".join(str(error).split())[:160]
-        raise TaskHeadsError(
-            Problem(
-                str(path),
-                f"the file is truncated or corrupted ({reason})",
-                "a complete GGUF file",
-                "fetch it again",
-                code="file-truncated",
-            )
+        raise error_at(
+            str(path),
+            f"the file is truncated or corrupted ({reason})",
+            "a complete GGUF file",
+            "fetch it again",
+            code="file-truncated",
         ) from error
 
 
@@ -204,36 +192,30 @@ def _check_loaded(path: Path, model: Any, info: dict[str, Any]) -> None:
 
     missing = sorted(info["missing_keys"]) + sorted(map(str, info.get("mismatched_keys") or []))
     if missing:
-        raise TaskHeadsError(
-            Problem(
-                str(path),
-                f"{len(missing)} tensors of the model have no weights, such as {missing[0]}",
-                "weights for each tensor",
-                "use a file that transformers reads completely, or the checkpoint in safetensors",
-                code="model-corrupted",
-            )
+        raise error_at(
+            str(path),
+            f"{len(missing)} tensors of the model have no weights, such as {missing[0]}",
+            "weights for each tensor",
+            "use a file that transformers reads completely, or the checkpoint in safetensors",
+            code="model-corrupted",
         )
     for name, tensor in model.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
-            raise TaskHeadsError(
-                Problem(
-                    str(path),
-                    f"{name} contains NaN or inf",
-                    "finite weights",
-                    "fetch it again",
-                    code="number-not-finite",
-                )
+            raise error_at(
+                str(path),
+                f"{name} contains NaN or inf",
+                "finite weights",
+                "fetch it again",
+                code="number-not-finite",
             )
 
 
 def _unwritable(folder: Path, error: OSError) -> TaskHeadsError:
     reason = error.strerror or " ".join(str(error).split())[:160]
-    return TaskHeadsError(
-        Problem(
-            str(folder.parent),
-            f"the fp32 copy cannot be written ({reason})",
-            "a writable folder with enough space",
-            "free some space, or set QWEN_TASK_HEADS_CACHE to a folder on another disk",
-            code="disk-full" if error.errno == errno.ENOSPC else "path-access",
-        )
+    return error_at(
+        str(folder.parent),
+        f"the fp32 copy cannot be written ({reason})",
+        "a writable folder with enough space",
+        "free some space, or set QWEN_TASK_HEADS_CACHE to a folder on another disk",
+        code="disk-full" if error.errno == errno.ENOSPC else "path-access",
     )

@@ -6,9 +6,8 @@ Design:
 - A new row starts as the mean of the old rows, as new token embeddings do in transformers. Its logit is then
   the mean of the old logits, so an untrained new label is never the most probable label of a text
   (Hewitt 2021, https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
-- Labels are only added. A list without a label of the head, or with the same labels in another order, raises
-an
-  error, because it was more likely written for another model.
+- Labels are only added. A list without a label of the head, or with the same labels in another order, is
+  refused, because it was more likely written for another model.
 - A calibration applies to the labels on which it was fitted, and is dropped if labels are added.
 - An ordinal head has no row per label: one latent value and K - 1 thresholds, which new labels would change.
 """
@@ -23,14 +22,13 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from qwen_task_heads.data.labels import LabelMap
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.data.labels import LabelMap, few_names
+from qwen_task_heads.errors import error_at
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 from qwen_task_heads.hubcode.pooling_task_heads import CumulativeLink, FloatLinear, build_head
 
 logger = logging.get_logger(__name__)
 
-SHOWN = 8  # names in a message
 LIST = "name a file by --labels that lists them, one per line"
 LABEL_FIELDS = ("label_descriptions", "label_examples", "label_aliases", "label_parents")  # of a config
 
@@ -97,23 +95,23 @@ def check_added(
         return
     fix = "leave the label file out: the model keeps its own labels"
     if lost := [name for name in saved.names if name not in labels.label2id]:
-        problem = f"found {len(labels):,} labels without {_few(lost)}"
-        expected = f"all labels of the head ({_few(saved.names)}), optionally with new ones"
+        problem = f"found {len(labels):,} labels without {few_names(lost)}"
+        expected = f"all labels of the head ({few_names(saved.names)}), optionally with new ones"
         fix = f"add the missing ones, or {fix}" if kept else f"{LIST}, and new ones after them"
     elif len(labels) == len(saved):
-        problem = f"found the labels of the head in another order, {_few(labels.names)}"
-        expected = f"their order in the head, {_few(saved.names)}, or additional labels"
+        problem = f"found the labels of the head in another order, {few_names(labels.names)}"
+        expected = f"their order in the head, {few_names(saved.names)}, or additional labels"
         fix = fix if kept else f"{LIST}, in the order of id2label in its config.json"
     elif problem_type == "ordinal":
         new = [name for name in labels.names if name not in saved.label2id]
-        problem = f"found new labels ({_few(new)}) for an ordinal head of {len(saved):,}"
+        problem = f"found new labels ({few_names(new)}) for an ordinal head of {len(saved):,}"
         expected = "its own labels, because an ordinal head has K - 1 thresholds and no row per label"
         plain = f"the backbone, {base}" if base else "a plain backbone"
         fix = f"leave them out, or train a new model: give {plain} as --model_name_or_path"
         fix = fix if kept else "drop --init_head"
     else:
         return
-    raise TaskHeadsError(Problem(where, problem, expected, fix, code="label-conflict"))
+    raise error_at(where, problem, expected, fix, code="label-conflict")
 
 
 def rows_by_name(
@@ -210,9 +208,9 @@ def added_summary(labels: LabelMap, saved: LabelMap, *, name: str) -> str:
     new = [label for label in labels.names if label not in saved.label2id]
     if not new:
         return ""
-    kept = f"labels: {len(saved):,} of {name} keep their rows of the head ({_few(saved.names)})"
+    kept = f"labels: {len(saved):,} of {name} keep their rows of the head ({few_names(saved.names)})"
     start = "is new ({}): its row starts" if len(new) == 1 else "are new ({}): their rows start"
-    return f"{kept}, {len(new):,} {start.format(_few(new))} as the mean of these"
+    return f"{kept}, {len(new):,} {start.format(few_names(new))} as the mean of these"
 
 
 def drop_calibration(config: Any) -> None:
@@ -265,8 +263,3 @@ def fold_temperature(model: Any, temperature: float) -> None:
         link.log_gaps.sub_(math.log(temperature))
     for part in parts:
         part.div_(temperature)
-
-
-def _few(names: Any) -> str:
-    shown = [shorten(name, 40) for name in names[:SHOWN]]
-    return ", ".join(shown) + (", …" if len(names) > SHOWN else "")

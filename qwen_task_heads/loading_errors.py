@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from safetensors import SafetensorError
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.hubcode.configuration_task_heads import TaskHeadError
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at
+from qwen_task_heads.hubcode.errors_task_heads import TaskHeadError
 
 
 @contextmanager
@@ -30,35 +30,29 @@ def as_our_errors() -> Iterator[None]:
         problem = Problem(error.where, error.problem, error.expected, error.fix, code=error.code)
         raise TaskHeadsError(problem) from error
     except SafetensorError as error:
-        raise TaskHeadsError(
-            Problem(
-                "*.safetensors",
-                f"the file is corrupted ({error})",
-                "complete tensors",
-                "fetch or save it again",
-                code="model-corrupted",
-            )
+        raise error_at(
+            "*.safetensors",
+            f"the file is corrupted ({error})",
+            "complete tensors",
+            "fetch or save it again",
+            code="model-corrupted",
         ) from error
     except OSError as error:  # a file that transformers or peft needs
         reason = " ".join(str(error).split(". ")[0].split())[:200]
-        raise TaskHeadsError(
-            Problem(
-                "model files",
-                reason,
-                "all files of a saved model",
-                "fetch or save it again, or check the network",
-                code="model-not-found",
-            )
+        raise error_at(
+            "model files",
+            reason,
+            "all files of a saved model",
+            "fetch or save it again, or check the network",
+            code="model-not-found",
         ) from error
     except ImportError as error:  # of bitsandbytes, flash-attn, ...
-        raise TaskHeadsError(
-            Problem(
-                "model options",
-                f"a package is not installed ({' '.join(str(error).split())[:200]})",
-                "options whose packages are installed",
-                "install it, or drop the option",
-                code="package-missing",
-            )
+        raise error_at(
+            "model options",
+            f"a package is not installed ({' '.join(str(error).split())[:200]})",
+            "options whose packages are installed",
+            "install it, or drop the option",
+            code="package-missing",
         ) from error
 
 

@@ -3,8 +3,8 @@
 Apart from `generators`, only this module calls `from_pretrained`.
 
 `build` puts a new head on a pretrained backbone and records the base and its commit. `load` returns exactly
-the saved model or raises an error. Both accept ids of either hub. For ModelScope they load the folder that
-its client fetched, and the config stores the id.
+the saved model or raises an error. Both accept ids of every hub in `hubs.HUBS`. From a hub that transformers
+does not read by itself they load the fetched folder, and the config stores the id.
 """
 
 from __future__ import annotations
@@ -22,41 +22,28 @@ from transformers.utils import cached_file
 from qwen_task_heads.adapters import adapter_config, fold_adapter, quiet_peft
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.dtypes import store_in
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import TaskHeadsError, error_at
 from qwen_task_heads.files import check_manifest
 from qwen_task_heads.head_rows import LABEL_FIELDS, check_added, relabeled, set_labels
-from qwen_task_heads.hubcode.configuration_task_heads import (
-    PooledClassifierConfig,
-    TaskHeadError,
-    TitleScorerConfig,
-)
+from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
 from qwen_task_heads.hubcode.encoding_task_heads import as_list
+from qwen_task_heads.hubcode.errors_task_heads import TaskHeadError
 from qwen_task_heads.hubcode.hashes_task_heads import check_base, hash_base
 from qwen_task_heads.hubcode.loading_task_heads import find_adapter
 from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TaskHeadModel, TitleScorer
 from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from qwen_task_heads.hubs import HUGGINGFACE, hub_named, resolve
 from qwen_task_heads.loading_errors import as_our_errors, config_problem
-from qwen_task_heads.modelscope import HUBS, HUGGINGFACE, MODELSCOPE, fetch_modelscope
 from qwen_task_heads.pretrained import is_packaged, locate, stored_name
 from qwen_task_heads.repo_checks import check_repo, check_tokenizer, commit_of, not_there
+
+__all__ = ["adapter_config", "build", "load", "load_tokenizer", "merge"]
 
 TASKS: dict[str, type[TaskHeadModel]] = {"title_scorer": TitleScorer, "pooled_classifier": PooledClassifier}
 RECIPES = {"title_scorer": "recipes/reward_titles.py", "pooled_classifier": "recipes/classify.py"}
 HEAD_OPTIONS = (
-    "pooling",
-    "head",
-    "head_sizes",
-    "head_activation",
-    "head_dropout",
-    "bidirectional",
-    "problem_type",
-    "num_labels",
-    "max_seq_length",
-    "truncation",
-    "window_overlap",
-    "window_aggregation",
-    "backbone_layers",
-    "head_layers",
+    "pooling, head, head_sizes, head_activation, head_dropout, bidirectional, problem_type, num_labels, "
+    "max_seq_length, truncation, window_overlap, window_aggregation, backbone_layers, head_layers"
 )
 
 
@@ -81,7 +68,7 @@ def build(
             (adapters are merged), whose head is kept.
         task: `title_scorer` or `pooled_classifier`.
         revision: branch, tag or commit of the backbone; the commit is stored in the config.
-        hub: hub of repo ids, `huggingface` or `modelscope`.
+        hub: hub of repo ids, a name in `hubs.HUBS` such as `huggingface` or `modelscope`.
         gguf_file: name of a GGUF file in the repo or folder, which is dequantised to fp32 (`gguf_weights`).
         labels: label names of a classifier, in the order of their ids. Those of a saved classifier must be
             among them, in any order if others are added: rows of its head move by name, and a new row
@@ -101,23 +88,14 @@ def build(
         'mean'
     """
     if task not in TASKS:
-        raise TaskHeadsError(
-            Problem("task", f"found {task!r}", ", ".join(TASKS), "choose one of them", code="option-value")
-        )
+        raise error_at("task", f"found {task!r}", ", ".join(TASKS), "choose one of them", code="option-value")
     backbone = str(backbone)
     path, fetched = _find(backbone, revision=revision, hub=hub, gguf_file=gguf_file)
     base = _base_config(path, revision=revision)
     known = {field.name for field in fields(TASKS[task].config_class)} | {"num_labels"}
     if unknown := sorted(head.keys() - known):
-        raise TaskHeadsError(
-            Problem(
-                f"--{unknown[0]}",
-                "no head has this option",
-                ", ".join(HEAD_OPTIONS),
-                "correct its name",
-                code="option-unknown",
-            )
-        )
+        problem, fix = "no head has this option", "correct its name"
+        raise error_at(f"--{unknown[0]}", problem, HEAD_OPTIONS, fix, code="option-unknown")
     if base.model_type in TASKS:
         kwargs = {"revision": revision, "dtype": dtype, **(model_kwargs or {})}
         return _load_to_continue(path, base, task=task, labels=labels, head=head, hub=hub, kwargs=kwargs)
@@ -131,7 +109,7 @@ def build(
             text_config=base.get_text_config(),
             backbone_name_or_path=backbone if fetched else stored_name(path),
             backbone_revision=commit,
-            backbone_hub=MODELSCOPE if fetched else None,
+            backbone_hub=hub if fetched else None,
             backbone_files=hash_base(path) if Path(path).is_dir() else None,
             **head,
         )
@@ -169,22 +147,18 @@ def load(
     path, _ = _find(repo, revision=revision, hub=hub)
     config = _base_config(path, revision=revision)
     if config.model_type not in TASKS:
-        raise TaskHeadsError(
-            Problem(
-                repo,
-                f"found a {config.model_type!r} model",
-                ", ".join(TASKS),
-                "put a head on it with build(), or use LabelScorer; of a checkpoint, load its run's folder",
-                code="model-type",
-            )
+        raise error_at(
+            repo,
+            f"found a {config.model_type!r} model",
+            ", ".join(TASKS),
+            "put a head on it with build(), or use LabelScorer; of a checkpoint, load its run's folder",
+            code="model-type",
         )
     if verify:
         check_manifest(path, revision=revision)
-    moved = hub != HUGGINGFACE or is_packaged(config.backbone_name_or_path)
-    moved = moved and find_adapter(path, revision=revision) is not None
     model = TASKS[config.model_type].from_pretrained(
         path,
-        config=_with_local_base(config, hub=hub) if moved else config,
+        config=_with_local_base(config, path, revision=revision, hub=hub),
         revision=revision or "main",
         dtype=dtype,
         verify=verify,
@@ -208,8 +182,8 @@ def saved_task(path: str, *, revision: str | None = None, hub: str = HUGGINGFACE
         >>> saved_task("embedded")
         {}
     """
-    config = _base_config(_find(path, revision=revision, hub=hub)[0], revision=revision)
-    if config.model_type != PooledClassifierConfig.model_type:
+    config = saved_config(path, revision=revision, hub=hub)
+    if not isinstance(config, PooledClassifierConfig):
         return {}
     return {"labels": LabelMap.of_config(config), "problem_type": config.problem_type}
 
@@ -270,62 +244,64 @@ def merge(
     Raises:
         TaskHeadsError: no adapter of this library, or base and adapter do not give the stored logits.
     """
-    from peft import PeftModel
-
-    model = repo_or_model
-    if isinstance(model, (str, Path)):
-        repo, _ = _find(str(model), revision=revision, hub=hub)
-        config = _base_config(repo, revision=revision)
-        subfolder = find_adapter(repo, revision=revision) if config.model_type in TASKS else None
-        if subfolder is None:
-            raise TaskHeadsError(
-                Problem(
-                    str(model),
-                    "it contains no adapter of this library",
-                    "a folder or repo with an adapter",
-                    "name one; a full model needs no merge, and is loaded by load()",
-                    code="model-type",
-                )
-            )
-        if verify:
-            check_manifest(repo, revision=revision)
-        local = _with_local_base(config, hub=hub)
-        if verify and Path(local.backbone_name_or_path or "").is_dir():
-            check_base(local.backbone_name_or_path, config.backbone_files)
-        base = TASKS[config.model_type].from_pretrained(
-            local.backbone_name_or_path,
-            config=local,
-            revision=(None if local.backbone_hub else local.backbone_revision) or "main",
-            dtype=torch.float32,
-            **kwargs,
-        )
-        # As a folder: offline, peft 0.21 appends the subfolder of a repo twice.
-        place = {"revision": revision, "subfolder": subfolder}
-        folder = {Path(cached_file(repo, name, **place)).parent for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
-        with quiet_peft():
-            model = PeftModel.from_pretrained(_name_base(base, config), str(folder.pop()))
-        if verify:
-            base.check_probe(repo)  # of base and adapter together: PEFT skips missing tensors
-    if isinstance(model, TaskHeadModel) and not model._hf_peft_config_loaded:
-        raise TaskHeadsError(
-            Problem(
-                "model",
-                "the model has no adapter",
-                "a model with an adapter",
-                "save it as it is",
-                code="model-type",
-            )
-        )
-    merged = fold_adapter(model) if isinstance(model, TaskHeadModel) else model.merge_and_unload()
     if isinstance(repo_or_model, (str, Path)):
+        repo, _ = _find(str(repo_or_model), revision=revision, hub=hub)
+        model, config = _load_adapter(
+            repo, named=str(repo_or_model), revision=revision, hub=hub, verify=verify, kwargs=kwargs
+        )
+        merged = model.merge_and_unload()
         store_in(merged, dtype=dtype or config.dtype or torch.float32)
         if verify:
             merged.check_probe(f"{repo_or_model}, merged")
+        merged.source = (repo, {"revision": revision or "main"})  # of its tokenizer
+    elif not isinstance(repo_or_model, TaskHeadModel):
+        merged = repo_or_model.merge_and_unload()
+    elif repo_or_model._hf_peft_config_loaded:
+        merged = fold_adapter(repo_or_model)
+    else:
+        problem, expected = "the model has no adapter", "a model with an adapter"
+        raise error_at("model", problem, expected, "save it as it is", code="model-type")
     merged.config.probe = None  # of the adapter; a save stores the merged model's own
     merged.on_plain_base = False
-    if isinstance(repo_or_model, (str, Path)):  # the source of its tokenizer
-        merged.source = (repo, {"revision": revision or "main"})
     return merged
+
+
+def _load_adapter(
+    repo: str, *, named: str, revision: str | None, hub: str, verify: bool, kwargs: dict[str, Any]
+) -> tuple[Any, Any]:
+    """Return PEFT's model of an adapter of this library in fp32, and its saved config."""
+    from peft import PeftModel
+
+    config = _base_config(repo, revision=revision)
+    subfolder = find_adapter(repo, revision=revision) if config.model_type in TASKS else None
+    if subfolder is None:
+        raise error_at(
+            named,
+            "it contains no adapter of this library",
+            "a folder or repo with an adapter",
+            "name one; a full model needs no merge, and is loaded by load()",
+            code="model-type",
+        )
+    if verify:
+        check_manifest(repo, revision=revision)
+    local = _with_local_base(config, repo, revision=revision, hub=hub)
+    if verify and Path(local.backbone_name_or_path or "").is_dir():
+        check_base(local.backbone_name_or_path, config.backbone_files)
+    base = TASKS[config.model_type].from_pretrained(
+        local.backbone_name_or_path,
+        config=local,
+        revision=(None if local.backbone_hub else local.backbone_revision) or "main",
+        dtype=torch.float32,
+        **kwargs,
+    )
+    # As a folder: offline, peft 0.21 appends the subfolder of a repo twice.
+    place = {"revision": revision, "subfolder": subfolder}
+    folder = {Path(cached_file(repo, name, **place)).parent for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
+    with quiet_peft():
+        model = PeftModel.from_pretrained(_name_base(base, config), str(folder.pop()))
+    if verify:
+        base.check_probe(repo)  # of base and adapter together: PEFT skips missing tensors
+    return model, config
 
 
 def _load_to_continue(
@@ -336,14 +312,12 @@ def _load_to_continue(
     Labels may be added, and their descriptions and other fields may change.
     """
     if config.model_type != task:
-        raise TaskHeadsError(
-            Problem(
-                path,
-                f"found a {config.model_type}",
-                f"a {task} or a plain backbone",
-                f"train it by {RECIPES[config.model_type]}, in Python build(..., task={config.model_type!r})",
-                code="model-type",
-            )
+        raise error_at(
+            path,
+            f"found a {config.model_type}",
+            f"a {task} or a plain backbone",
+            f"train it by {RECIPES[config.model_type]}, in Python build(..., task={config.model_type!r})",
+            code="model-type",
         )
     wanted = None
     if labels is not None:
@@ -352,23 +326,16 @@ def _load_to_continue(
         wanted = relabeled(own, labels, **stated)
         base = config.backbone_name_or_path or ""
         check_added(wanted, own, problem_type=config.problem_type, base=base)
-    layers = config.head_layers or [config.text_config.num_hidden_layers]
-    saved = {
-        **config.to_dict(),
-        "head_layers": layers,
-        "num_labels": config.num_labels,
-        "id2label": config.id2label,
-    }
+    saved = config.to_dict() | {"num_labels": config.num_labels, "id2label": config.id2label}
+    saved["head_layers"] = config.head_layers or [config.text_config.num_hidden_layers]
     for field, value in head.items():
         if saved[field] != (list(value) if isinstance(value, tuple) else value):
-            raise TaskHeadsError(
-                Problem(
-                    f"--{field}",
-                    f"found {value!r}",
-                    repr(saved[field]),
-                    f"drop the option: {path} was saved with the expected value",
-                    code="option-conflict",
-                )
+            raise error_at(
+                f"--{field}",
+                f"found {value!r}",
+                repr(saved[field]),
+                f"drop the option: {path} was saved with the expected value",
+                code="option-conflict",
             )
     if find_adapter(path, revision=kwargs["revision"]) is not None:
         model = merge(path, hub=hub, **kwargs)
@@ -385,30 +352,23 @@ def _load_to_continue(
 def _find(
     name: str, *, revision: str | None, hub: str, gguf_file: str | None = None
 ) -> tuple[str, str | None]:
-    """Return the folder or id that transformers loads for a name, and the commit of a ModelScope folder."""
+    """Return the folder or id that transformers loads for a name, and the commit of a fetched folder."""
     path = locate(name, gguf_file=gguf_file, revision=revision, hub=hub)
-    if hub not in HUBS:
-        raise TaskHeadsError(
-            Problem("--hub", f"found {hub!r}", ", ".join(HUBS), "choose one of them", code="option-value")
-        )
-    if hub == HUGGINGFACE or Path(path).exists():
-        return path, None
-    folder, commit = fetch_modelscope(path, revision=revision)
-    return str(folder), commit
+    return resolve(path, hub=hub, revision=revision)
 
 
-def _with_local_base(config: Any, *, hub: str) -> Any:
-    """Return the config of an adapter, or a copy with the folder of a base from ModelScope or a package."""
+def _with_local_base(config: Any, repo: str, *, revision: str | None, hub: str) -> Any:
+    """Return the config, or for an adapter a copy with the folder of a base from a hub or a package."""
     base = config.backbone_name_or_path
-    if (hub == HUGGINGFACE and not is_packaged(base)) or not base or Path(base).exists():
+    if not base or Path(base).exists() or (hub_named(hub).by_id and not is_packaged(base)):
+        return config
+    if find_adapter(repo, revision=revision) is None:
         return config
     config = copy.deepcopy(config)
-    if is_packaged(base):
-        config.backbone_name_or_path = locate(base)
-        return config
-    pin = config.backbone_revision if config.backbone_hub == MODELSCOPE else None  # the hubs share no commits
-    config.backbone_name_or_path, _ = _find(base, revision=pin, hub=hub)
-    config.backbone_revision = config.backbone_hub = None
+    pin = config.backbone_revision if config.backbone_hub == hub else None  # hubs share no commits
+    config.backbone_name_or_path, fetched = _find(base, revision=pin, hub=hub)
+    if fetched:
+        config.backbone_revision = config.backbone_hub = None
     return config
 
 
@@ -425,21 +385,6 @@ def _base_config(path: str, *, revision: str | None) -> Any:
         return AutoConfig.from_pretrained(path, revision=revision or "main", trust_remote_code=False)
     except TaskHeadError as error:
         found = f"{error.where}: {error.problem}"
-        raise TaskHeadsError(
-            Problem(f"{path}/config.json", found, error.expected, error.fix, code=error.code)
-        ) from error
+        raise error_at(f"{path}/config.json", found, error.expected, error.fix, code=error.code) from error
     except (OSError, ValueError) as error:
         raise not_there(path, error, "a model") from error
-
-
-__all__ = [
-    "PooledClassifier",
-    "PooledClassifierConfig",
-    "TitleScorer",
-    "TitleScorerConfig",
-    "adapter_config",
-    "build",
-    "load",
-    "load_tokenizer",
-    "merge",
-]

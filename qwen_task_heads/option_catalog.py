@@ -1,4 +1,4 @@
-"""The options of every training command as data: for `--help`, for typing errors, and for the documentation.
+"""The options of every command as data: for `--help`, for typing errors, and for the documentation.
 
 The dataclasses of the options import torch, transformers and trl, which takes seconds. The console script
 reads `assets/options.json` instead. A test compares the file with the dataclasses;
@@ -24,6 +24,7 @@ GROUPS = {
     "DataArguments": "Data",
     "HeadArguments": "Template and head",
     "ClassifierArguments": "Texts and labels",
+    "TextArguments": "Texts and labels",
     "TitleArguments": "Titles",
     "SftArguments": "Texts and labels",
     "SweepOptions": "Sweep",
@@ -31,8 +32,16 @@ GROUPS = {
     "TitleSweepArguments": "Sweep",
     "TitleGeneratorArguments": "Titles",
     "HeadModelConfig": "Model",
+    "PublishOptions": "Publishing",
     "PublishArguments": "Publishing",
+    "CardArguments": "Model card",
     "RunDefaults": "Run",
+    "DataCheckArguments": "Data",
+    "PredictArguments": "File",
+    "AnswerArguments": "Model and answers",
+    "QueryArguments": "Texts on the command line",
+    "ComparisonArguments": "Comparison",
+    "ServeArguments": "Server",
 }
 
 # Inherited options that most runs use, with the group that lists them.
@@ -82,7 +91,8 @@ def read() -> dict[str, list[dict[str, Any]]]:
     """Return the options of each command from `assets/options.json`.
 
     Returns:
-        Command -> options, each with `name`, `help`, `default`, `choices`, `type` and `group`.
+        Command -> options, each with `name`, `help`, `default`, `choices`, `type`, `group`, and `required`
+        if it has no default.
 
     Example:
         >>> from qwen_task_heads.option_catalog import read
@@ -95,6 +105,10 @@ def read() -> dict[str, list[dict[str, Any]]]:
 
 def build() -> dict[str, list[dict[str, Any]]]:
     """Return the same from the dataclasses; this imports transformers and trl."""
+    from qwen_task_heads.data.inspection import DataCheckArguments
+    from qwen_task_heads.inference.arguments import ComparisonArguments, PredictArguments, QueryArguments
+    from qwen_task_heads.publishing.options import PublishOptions
+    from qwen_task_heads.serving.arguments import ServeArguments
     from qwen_task_heads.training import (
         arguments,
         classifier_arguments,
@@ -107,6 +121,7 @@ def build() -> dict[str, list[dict[str, Any]]]:
     model = arguments.HeadModelConfig
     texts, titles = (sweep_arguments.TASKS[task] for task in ("texts", "titles"))
     groups = {
+        "data": (DataCheckArguments,),
         "titles": (title_arguments.TitleArguments, title_arguments.TitleConfig, model),
         "classify": (classifier_arguments.ClassifierArguments, classifier_arguments.ClassifierConfig, model),
         "label": (
@@ -120,6 +135,10 @@ def build() -> dict[str, list[dict[str, Any]]]:
             grpo_arguments.TitleGeneratorConfig,
             grpo_arguments.ModelConfig,
         ),
+        "predict": (PredictArguments, QueryArguments),
+        "compare": (ComparisonArguments,),
+        "publish": (PublishOptions,),
+        "serve": (ServeArguments,),
     }
     return {command: options_of(classes) for command, classes in groups.items()}
 
@@ -145,9 +164,9 @@ def _group(one: type, name: str) -> str:
 
 
 def _option(item: dataclasses.Field[Any], hint: Any, group: str) -> dict[str, Any]:
-    default = item.default
+    default, made = item.default, item.default_factory
+    required = default is dataclasses.MISSING and made is dataclasses.MISSING
     if default is dataclasses.MISSING:
-        made = item.default_factory
         default = None if made is dataclasses.MISSING else made()
     default = default.value if isinstance(default, Enum) else default
     if not isinstance(default, str | int | float | bool | list | None):
@@ -157,9 +176,10 @@ def _option(item: dataclasses.Field[Any], hint: Any, group: str) -> dict[str, An
         "name": item.name,
         "type": _type(hint),
         "default": default,
-        "choices": _choices(hint),
+        "choices": list(item.metadata.get("choices", ())) or _choices(hint),
         "help": texts,
         "group": group,
+        **({"required": True} if required else {}),
     }
 
 

@@ -72,32 +72,9 @@ class TaskHeadPeftModel(PeftModelForSequenceClassification):
         )
         Path(save_directory, "README.md").unlink(missing_ok=True)  # PEFT's card with placeholders
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        commit_message: str | None = None,
-        commit_description: str | None = None,
-        private: bool | None = None,
-        token: bool | str | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        max_shard_size: int | str | None = "50GB",
-        tags: list[str] | None = None,
-    ) -> CommitInfo:
-        """Push the adapter with its head, as `TaskHeadModel.push_to_hub` does."""
-        return push(
-            self.get_base_model(),
-            self.save_pretrained,
-            repo_id=repo_id,
-            commit_message=commit_message,
-            commit_description=commit_description,
-            private=private,
-            token=token,
-            revision=revision,
-            create_pr=create_pr,
-            tags=tags,
-        )
+    def push_to_hub(self, repo_id: str, *, max_shard_size: Any = None, **options: Any) -> CommitInfo:
+        """Push the adapter with its head, as `TaskHeadModel.push_to_hub` does; an adapter is one file."""
+        return push(self.get_base_model(), self.save_pretrained, repo_id=repo_id, **options)
 
 
 @wraps(PeftModelForSequenceClassification, updated=())

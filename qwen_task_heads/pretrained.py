@@ -13,10 +13,10 @@ from importlib import metadata
 from pathlib import Path
 
 from qwen_task_heads.backbones import EMBEDDED
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import error_at
 from qwen_task_heads.gguf_weights import dequantize
 from qwen_task_heads.hubcode.hashes_task_heads import is_dequantized, models_cache
-from qwen_task_heads.modelscope import HUGGINGFACE
+from qwen_task_heads.hubs import HUGGINGFACE, HuggingFace, hub_named
 
 EMBEDDED_FOLDER = Path(__file__).parent / "assets" / "backbone"
 SMOLLM2 = "smollm2-135m"
@@ -190,19 +190,16 @@ def _in_wheel(model: PackagedModel) -> Path | None:
 
 def _from_hub(name: str, model: PackagedModel) -> Path:
     """Return the same file from the hub, or from its cache."""
-    from huggingface_hub import hf_hub_download
-
+    client = HuggingFace()
     try:
-        return Path(hf_hub_download(model.repo, Path(model.file).name, revision=model.revision))
-    except (OSError, ValueError) as error:  # includes errors of huggingface_hub without a network
-        raise TaskHeadsError(
-            Problem(
-                name,
-                f"the package {model.package} is not installed, and no hub can be reached",
-                f"the package {model.package} {model.version}, which contains the weights",
-                f"{model.install}; or --model_name_or_path {EMBEDDED} for a trial run",
-                code="package-missing",
-            )
+        return client.download(model.repo, Path(model.file).name, revision=model.revision)
+    except client.failures() as error:
+        raise error_at(
+            name,
+            f"the package {model.package} is not installed, and no hub can be reached",
+            f"the package {model.package} {model.version}, which contains the weights",
+            f"{model.install}; or --model_name_or_path {EMBEDDED} for a trial run",
+            code="package-missing",
         ) from error
 
 
@@ -210,26 +207,15 @@ def _fetch(name_or_path: str, gguf_file: str, *, revision: str | None, hub: str)
     """Return the path of a GGUF file of a folder or repo."""
     if Path(name_or_path).is_dir():
         return Path(name_or_path, gguf_file)
-    if hub != HUGGINGFACE:
-        fix = f"modelscope download --model {name_or_path} {gguf_file} --local_dir gguf, then "
-        fix += f"--model_name_or_path gguf --gguf_file {gguf_file}"
-        raise TaskHeadsError(
-            Problem(
-                "--gguf_file", f"found a repo of {hub}", "a file in a folder", fix, code="option-unsupported"
-            )
-        )
-    from transformers.utils import cached_file
-
+    client = hub_named(hub)()
     try:
-        return Path(cached_file(name_or_path, gguf_file, revision=revision or "main"))
-    except (OSError, ValueError) as error:
+        return client.download(name_or_path, gguf_file, revision=revision)
+    except client.failures() as error:
         reason = [*str(error).splitlines(), ""][0][:160]
-        raise TaskHeadsError(
-            Problem(
-                "--gguf_file",
-                f"{gguf_file!r} of {name_or_path!r} cannot be fetched ({reason})",
-                "a GGUF file in a repo or folder",
-                "check the id, the file's name and the network",
-                code="model-not-found",
-            )
+        raise error_at(
+            "--gguf_file",
+            f"{gguf_file!r} of {name_or_path!r} cannot be fetched ({reason})",
+            "a GGUF file in a repo or folder",
+            "check the id, the file's name and the network",
+            code="model-not-found",
         ) from error

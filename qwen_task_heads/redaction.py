@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from qwen_task_heads.errors import Problem
+from qwen_task_heads.hubs import HUBS
 
 HIDDEN = "***"
 MIN_LENGTH = 8  # a shorter value is not a token and would occur in ordinary words
@@ -45,9 +46,8 @@ _SECRET_ENDS = (
     "_PWD",  # PGPASSWORD, MYSQL_PWD; PWD and OLDPWD are folders
 )
 # Every pattern starts with literal characters, which Python finds a hundred times as fast.
-SHAPES = {
-    "a Hugging Face token": (rb"hf_[A-Za-z0-9]{30,}", rb"api_org_[A-Za-z0-9]{30,}"),
-    "a ModelScope token": (rb"ms-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",),
+SHAPES: dict[str, tuple[bytes, ...]] = {
+    **{kind: shapes for hub in HUBS.values() for kind, shapes in hub.token_shapes.items()},
     "a GitHub or GitLab token": (
         rb"gh[pousr]_[A-Za-z0-9]{36}",
         rb"github_pat_\w{22}",
@@ -66,7 +66,7 @@ _SHAPES = [(name, re.compile(pattern)) for name, patterns in SHAPES.items() for 
 def known_secrets() -> dict[str, str]:
     """Return the tokens that this process could use, by their source.
 
-    Sources are environment variables, selected by name, and the logins of both hubs.
+    Sources are environment variables, selected by name, and the logins of all hubs.
 
     Example:
         >>> import os
@@ -76,18 +76,9 @@ def known_secrets() -> dict[str, str]:
         'no-key-at-all'
         >>> del os.environ["EXAMPLE_API_KEY"]
     """
-    from huggingface_hub import get_token
-
     found = {f"${name}": value for name, value in os.environ.items() if _names_secret(name)}
-    found["the login of Hugging Face"] = get_token() or ""
-    try:
-        from modelscope_hub.config import HubConfig
-    except ImportError:
-        pass  # without the package there is no login
-    else:
-        config = HubConfig()
-        found["the login of ModelScope"] = config.token or ""
-        found["the git token of ModelScope"] = config.load_git_token() or ""
+    for hub in HUBS.values():
+        found |= hub.logins()
     by_value: dict[str, str] = {}
     for source, value in found.items():  # a login may equal a variable that is listed already
         by_value.setdefault(value.strip(), source)
@@ -120,7 +111,7 @@ def scan(folder: str | Path, *, secrets: Mapping[str, str] | None = None) -> lis
     problems = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        found = dict.fromkeys(_kinds(name.encode(), by_value), 0)
+        found = {kind: 0 for kind, _ in _found(name.encode(), by_value)}
         if path.is_file():
             for kind, line in _search(path, odd if path.name in VOCABULARIES else by_value):
                 found.setdefault(kind, line)
@@ -156,18 +147,17 @@ def _is_word(value: str) -> bool:
     return (one_kind and len(value) < WORD_LENGTH) or len(set(value)) <= FEW_CHARACTERS
 
 
-def _kinds(content: bytes, by_value: Mapping[str, bytes]) -> Iterator[str]:
+def _found(
+    content: bytes, by_value: Mapping[str, bytes], *, shapes: bool = True
+) -> Iterator[tuple[str, int]]:
+    """Yield the kind of each secret and the position of its first occurrence."""
     for source, value in by_value.items():
-        if value in content:
-            yield f"the value of {source}"
-    for kind, pattern in _SHAPES:
-        if _first(pattern, content) is not None:
-            yield kind
-
-
-def _first(pattern: re.Pattern[bytes], content: bytes) -> int | None:
-    """Return the start of the first match that does not start in the middle of a word."""
-    return next((match.start() for match in pattern.finditer(content) if _begins(match)), None)
+        if (at := content.find(value)) >= 0:
+            yield f"the value of {source}", at
+    for kind, pattern in _SHAPES if shapes else ():
+        begins = (match.start() for match in pattern.finditer(content) if _begins(match))
+        if (begin := next(begins, None)) is not None:
+            yield kind, begin
 
 
 def _begins(match: re.Match[bytes]) -> bool:
@@ -182,13 +172,8 @@ def _search(path: Path, by_value: Mapping[str, bytes]) -> Iterator[tuple[str, in
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             content = before + chunk
-            for source, value in by_value.items():
-                if (at := content.find(value)) >= 0:
-                    yield f"the value of {source}", lines + content.count(b"\n", 0, at)
-            if first or path.suffix not in TENSORS:
-                for kind, pattern in _SHAPES:
-                    if (begin := _first(pattern, content)) is not None:
-                        yield kind, lines + content.count(b"\n", 0, begin)
+            for kind, at in _found(content, by_value, shapes=first or path.suffix not in TENSORS):
+                yield kind, lines + content.count(b"\n", 0, at)
             before, first = content[-OVERLAP:], False
             lines += content.count(b"\n") - before.count(b"\n")
 

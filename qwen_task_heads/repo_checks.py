@@ -17,9 +17,10 @@ from typing import Any
 
 from transformers.utils import cached_file
 
-from qwen_task_heads.backbones import ALL_LINEAR, EMBEDDED
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.backbones import EMBEDDED
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 from qwen_task_heads.hubcode.configuration_task_heads import MODEL_TYPES
+from qwen_task_heads.hubcode.families_task_heads import ALL_LINEAR, NO_TARGETS
 from qwen_task_heads.hubcode.folder_task_heads import ADAPTER
 
 NEAR = 5  # names of similar folders in a message
@@ -57,11 +58,22 @@ KINDS: dict[str, type] = {
 }
 MODULES = re.compile(r"(configuration|modeling|pipeline)_task_heads\.\w+")
 PROBE = (16, 64)  # rows and tokens, at most
-NO_TARGETS = "dummy-target-modules"  # PEFT's name for no targets
 # Fields that PEFT reads as regular expressions if they are texts; a hostile expression may never end.
 TEXTS = ("layers_pattern", "exclude_modules", "target_parameters")
 KEYS = ("rank_pattern", "alpha_pattern")
 FIX = "do not use it unless you trust its author; in that case save() it again"
+
+
+def _invalid(where: str, problem: str, expected: str) -> Problem:
+    return Problem(where, problem, expected, FIX, code="config-invalid")
+
+
+def _untrusted(where: str, problem: str, expected: str) -> Problem:
+    return Problem(where, problem, expected, FIX, code="code-untrusted")
+
+
+def _malformed(where: str, problem: str, expected: str) -> Problem:
+    return Problem(where, problem, expected, FIX, code="file-format")
 
 
 def check_repo(path: str, *, revision: str | None = None) -> None:
@@ -82,7 +94,7 @@ def check_repo(path: str, *, revision: str | None = None) -> None:
         kind = config.get("model_type")
         if kind is not None and not isinstance(kind, str):
             problem = f"found model_type {shorten(kind)}"
-            raise TaskHeadsError(_problem(f"{path}/config.json", problem, "a text"))
+            raise TaskHeadsError(_invalid(f"{path}/config.json", problem, "a text"))
         if config.get("model_type") in MODEL_TYPES:
             problems += _check_kinds(path, config) or _check_own_config(path, config)
             for name in ("adapter_config.json", f"{ADAPTER}/adapter_config.json"):  # version 0.1; current
@@ -92,11 +104,10 @@ def check_repo(path: str, *, revision: str | None = None) -> None:
     shards = (index or {}).get("weight_map")
     names = set(map(str, shards.values())) if isinstance(shards, dict) else set()
     problems += [
-        _problem(
+        _untrusted(
             f"{path}/model.safetensors.index.json",
             f"found {shorten(name)}",
             "names of files in the same folder",
-            code="code-untrusted",
         )
         for name in sorted(names)
         if not re.fullmatch(r"[\w.-]+\.safetensors", name)
@@ -116,11 +127,10 @@ def check_tokenizer(path: str, *, revision: str | None = None) -> None:
     _find(path, "tokenizer.json", revision, problems)
     if config and config.get("auto_map"):
         problems.append(
-            _problem(
+            _untrusted(
                 f"{path}/tokenizer_config.json",
                 f"auto_map {shorten(config['auto_map'])} names code of the repo",
                 "a tokenizer of transformers",
-                code="code-untrusted",
             )
         )
     if problems:
@@ -139,11 +149,7 @@ def _find(path: str, name: str, revision: str | None, problems: list[Problem]) -
     if not file.is_file():
         return None
     if (size := file.stat().st_size) > LARGEST[name]:
-        problems.append(
-            _problem(
-                f"{path}/{name}", f"found {size:,} bytes", f"at most {LARGEST[name]:,}", code="file-format"
-            )
-        )
+        problems.append(_malformed(f"{path}/{name}", f"found {size:,} bytes", f"at most {LARGEST[name]:,}"))
         return None
     return file
 
@@ -156,11 +162,11 @@ def _read(path: str, name: str, revision: str | None, problems: list[Problem]) -
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         reason = f"the file is not valid JSON ({type(error).__name__})"
-        problems.append(_problem(f"{path}/{name}", reason, "JSON in UTF-8", code="file-format"))
+        problems.append(_malformed(f"{path}/{name}", reason, "JSON in UTF-8"))
         return None
     if not isinstance(content, dict):
         kind = f"found a {type(content).__name__}"
-        problems.append(_problem(f"{path}/{name}", kind, "a JSON object", code="file-format"))
+        problems.append(_malformed(f"{path}/{name}", kind, "a JSON object"))
         return None
     return content
 
@@ -173,7 +179,7 @@ def _check_kinds(path: str, config: dict[str, Any]) -> list[Problem]:
         for name, kind in KINDS.items():
             value = part.get(name)
             if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-                problems.append(_problem(where, f"found {prefix}{name} {shorten(value)}", NAMES[kind]))
+                problems.append(_invalid(where, f"found {prefix}{name} {shorten(value)}", NAMES[kind]))
     probe = config.get("probe")
     if isinstance(probe, dict):
         for name in ("input_ids", "logits"):
@@ -181,7 +187,7 @@ def _check_kinds(path: str, config: dict[str, Any]) -> list[Problem]:
             lists = rows if isinstance(rows, list) else [None]
             items = [item for row in lists for item in (row if isinstance(row, list) else [None])]
             if not all(isinstance(item, (int, float)) for item in items):
-                problems.append(_problem(where, f"found probe.{name} {shorten(rows)}", "rows of numbers"))
+                problems.append(_invalid(where, f"found probe.{name} {shorten(rows)}", "rows of numbers"))
     return problems
 
 
@@ -193,15 +199,13 @@ def _check_numbers(path: str, config: dict[str, Any]) -> list[Problem]:
         for name, limit in LIMITS.items():
             value = part.get(name)
             if isinstance(value, str):
-                problems.append(_problem(where, f"found {name} {shorten(value)}", "a number"))
+                problems.append(_invalid(where, f"found {name} {shorten(value)}", "a number"))
             if isinstance(value, (int, float)) and not 0 <= value <= limit:
-                problems.append(_problem(where, f"found {name} {value:.10g}", f"0 to {limit:,}"))
+                problems.append(_invalid(where, f"found {name} {value:.10g}", f"0 to {limit:,}"))
         for name in ATTENTION_KEYS:
             if part.get(name) not in ATTENTION:
                 known = ", ".join(map(str, ATTENTION[1:]))
-                problems.append(
-                    _problem(where, f"found {name} {shorten(part[name])}", known, code="code-untrusted")
-                )
+                problems.append(_untrusted(where, f"found {name} {shorten(part[name])}", known))
     return problems
 
 
@@ -211,7 +215,7 @@ def _check_own_config(path: str, config: dict[str, Any]) -> list[Problem]:
     auto_map = config.get("auto_map") or {}
     pipelines = config.get("custom_pipelines") or {}
     if not isinstance(auto_map, dict) or not isinstance(pipelines, dict):
-        return [_problem(where, "auto_map or custom_pipelines has another type", "JSON objects")]
+        return [_invalid(where, "auto_map or custom_pipelines has another type", "JSON objects")]
     named = {
         **{f"auto_map {auto}": name for auto, name in auto_map.items()},
         **{
@@ -221,22 +225,22 @@ def _check_own_config(path: str, config: dict[str, Any]) -> list[Problem]:
     }
     expected = "code files of this library next to the config"
     problems += [
-        _problem(where, f"found {key} {shorten(name)}", expected, code="code-untrusted")
+        _untrusted(where, f"found {key} {shorten(name)}", expected)
         for key, name in named.items()
         if not isinstance(name, str) or not MODULES.fullmatch(name)
     ]
     sizes = config.get("head_sizes") or []
     if not isinstance(sizes, list) or len(sizes) > 100 or any(s > 1_000_000 for s in map(_number, sizes)):
         problems.append(
-            _problem(where, f"found head_sizes {shorten(sizes)}", "at most 100 sizes, each below 1,000,000")
+            _invalid(where, f"found head_sizes {shorten(sizes)}", "at most 100 sizes, each below 1,000,000")
         )
     layers = config.get("head_layers") or []
     if len(layers) > LIMITS["num_hidden_layers"]:
-        problems.append(_problem(where, f"found {len(layers):,} head_layers", "distinct layer numbers"))
+        problems.append(_invalid(where, f"found {len(layers):,} head_layers", "distinct layer numbers"))
     rows = (config.get("probe") or {}).get("input_ids", [])
     if len(rows) > PROBE[0] or any(len(row) > PROBE[1] for row in rows):
         largest = f"at most {PROBE[0]} rows of {PROBE[1]} tokens"
-        problems.append(_problem(where, "the probe has too many tokens", largest))
+        problems.append(_invalid(where, "the probe has too many tokens", largest))
     return problems
 
 
@@ -248,28 +252,27 @@ def _check_adapter(where: str, adapter: dict[str, Any]) -> list[Problem]:
     """Return problems of an adapter that is not a LoRA with plain names of modules."""
     problems = []
     if adapter and adapter.get("peft_type") != "LORA":
-        problems.append(_problem(where, f"found peft_type {shorten(adapter.get('peft_type'))}", "LORA"))
+        problems.append(_invalid(where, f"found peft_type {shorten(adapter.get('peft_type'))}", "LORA"))
     if adapter.get("auto_mapping"):
         problems.append(
-            _problem(
+            _untrusted(
                 where,
                 f"found auto_mapping {shorten(adapter['auto_mapping'])}",
                 "an adapter config without auto_mapping",
-                code="code-untrusted",
             )
         )
     if isinstance(adapter.get("r"), int) and adapter["r"] > 100_000:
-        problems.append(_problem(where, f"found r {adapter['r']}", "a rank up to 100,000"))
+        problems.append(_invalid(where, f"found r {adapter['r']}", "a rank up to 100,000"))
     targets = adapter.get("target_modules")
     if isinstance(targets, str) and targets not in (ALL_LINEAR, NO_TARGETS):
-        problems.append(_problem(where, f"found target_modules {shorten(targets)}", "a list of names"))
+        problems.append(_invalid(where, f"found target_modules {shorten(targets)}", "a list of names"))
     problems += [
-        _problem(where, f"found {name} {shorten(adapter[name])}", "a list of names")
+        _invalid(where, f"found {name} {shorten(adapter[name])}", "a list of names")
         for name in TEXTS
         if isinstance(adapter.get(name), str)
     ]
     problems += [
-        _problem(where, f"found {name} {shorten(key)}", "names of modules")
+        _invalid(where, f"found {name} {shorten(key)}", "names of modules")
         for name in KEYS
         for key in adapter.get(name) or {}
         if not re.fullmatch(r"[\w.]+", str(key))
@@ -285,21 +288,10 @@ def _check_links(path: str) -> list[Problem]:
     real = folder.resolve()
     within = [real, real.parent.parent / "blobs"] if real.parent.name == "snapshots" else [real]
     return [
-        _problem(
-            str(file),
-            f"found a link to {shorten(file.resolve())}",
-            "files inside the folder",
-            code="code-untrusted",
-        )
+        _untrusted(str(file), f"found a link to {shorten(file.resolve())}", "files inside the folder")
         for file in sorted([*folder.iterdir(), *(folder / ADAPTER).glob("*")])
         if file.is_symlink() and not any(file.resolve().is_relative_to(place) for place in within)
     ]
-
-
-def _problem(
-    where: str, problem: str, expected: str, fix: str = FIX, *, code: str = "config-invalid"
-) -> Problem:
-    return Problem(where, problem, expected, fix, code=code)
 
 
 def commit_of(path: str, revision: str | None) -> str | None:
@@ -313,14 +305,12 @@ def commit_of(path: str, revision: str | None) -> str | None:
     file = Path(cached_file(path, "config.json", revision=revision))
     found = re.search(r"snapshots/([0-9a-f]{40})/", file.as_posix())
     if found is None:
-        raise TaskHeadsError(
-            _problem(
-                path,
-                "its cache does not record the commit",
-                "a base that can be pinned",
-                "clear its cache, or download it and give the folder",
-                code="model-not-found",
-            )
+        raise error_at(
+            path,
+            "its cache does not record the commit",
+            "a base that can be pinned",
+            "clear its cache, or download it and give the folder",
+            code="model-not-found",
         )
     return found[1]
 
@@ -340,23 +330,19 @@ def not_there(path: str, error: Exception, what: str) -> TaskHeadsError:
         wanted = folder.name if parent == folder.parent else folder.relative_to(parent).parts[0]
         near = difflib.get_close_matches(wanted, existing, n=NEAR) or existing[:NEAR]
         repo = f", and no repo has this id ({reason})" if re.fullmatch(r"\w[^/]*/[^/]+", path) else ""
-        return TaskHeadsError(
-            _problem(
-                path,
-                f"the folder does not exist{repo}",
-                f"a folder with {what}, or a repo id",
-                f"check the name (folders in {str(parent)!r}: {', '.join(near) or 'none'})",
-                code="model-not-found",
-            )
-        )
-    return TaskHeadsError(
-        _problem(
+        return error_at(
             path,
-            f"{what} was not found ({reason})",
-            f"a repo id or folder with {what}, or {EMBEDDED!r}",
-            "check the name, the network and HF_TOKEN",
+            f"the folder does not exist{repo}",
+            f"a folder with {what}, or a repo id",
+            f"check the name (folders in {str(parent)!r}: {', '.join(near) or 'none'})",
             code="model-not-found",
         )
+    return error_at(
+        path,
+        f"{what} was not found ({reason})",
+        f"a repo id or folder with {what}, or {EMBEDDED!r}",
+        "check the name, the network and HF_TOKEN",
+        code="model-not-found",
     )
 
 

@@ -28,7 +28,7 @@ def main() -> None:
         **run.trainer_options(model, tokenizer),  # arguments, LoRA, loss, metrics, callbacks
     )
     run.train(trainer)  # or resume
-    run.finish(trainer)  # save, evaluate beside baselines, write the card, publish
+    run.finish(trainer)  # save, evaluate with baselines, write the card, publish
 
 
 if __name__ == "__main__":

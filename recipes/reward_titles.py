@@ -30,7 +30,7 @@ def main() -> None:
         **run.trainer_options(model),  # arguments, LoRA, loss, callbacks
     )
     run.train(trainer)  # or resume
-    run.finish(trainer)  # save, evaluate beside baselines, write the card, publish
+    run.finish(trainer)  # save, evaluate with baselines, write the card, publish
 
 
 if __name__ == "__main__":

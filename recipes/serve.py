@@ -14,18 +14,12 @@ in QWEN_TASK_HEADS_API_KEY.
 
 import sys
 
-from transformers import HfArgumentParser
-
-from qwen_task_heads import run_recipe
-from qwen_task_heads.serving.arguments import ServeArguments
+from qwen_task_heads import ServeArguments, run_recipe, serve
 
 
 def main() -> None:
     """Load the model and answer requests until a signal."""
-    (args,) = HfArgumentParser(ServeArguments, description=__doc__).parse_args_into_dataclasses()
-    from qwen_task_heads.serving.server import serve
-
-    serve(args)
+    serve(ServeArguments.from_command_line())
 
 
 if __name__ == "__main__":

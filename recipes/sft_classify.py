@@ -31,7 +31,7 @@ def main() -> None:
         **run.trainer_options(),  # arguments, LoRA, the scorer of labels, callbacks
     )
     run.train(trainer)  # or resume
-    run.finish(trainer)  # save, evaluate beside baselines, write the card, publish
+    run.finish(trainer)  # save, evaluate with baselines, write the card, publish
 
 
 if __name__ == "__main__":

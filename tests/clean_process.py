@@ -72,8 +72,11 @@ class CleanProcess:
             self.server = subprocess.Popen(
                 [sys.executable, "-I", "-c", SERVER, str(Path(__file__).parent)],
                 env={**os.environ, "HF_MODULES_CACHE": str(self.folder / "modules")},
-                cwd=self.folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            )  # fmt: skip
+                cwd=self.folder,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
         assert self.server.stdin is not None
         assert self.server.stdout is not None
         job = {"code": code, "words": [str(word) for word in words], "folder": str(folder)}

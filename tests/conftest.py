@@ -28,6 +28,8 @@ import pytest  # noqa: E402
 
 # Folders whose files take longest, in the order in which they start.
 LONG = ("training", "recipes", "hubcode", "faults", "publishing")
+# Files whose tests take minutes each and share nothing.
+SEPARATE = ("test_pages_run.py",)
 LOOPBACK = ("127.0.0.1", "::1", "localhost", "", b"127.0.0.1", b"localhost", None)
 
 
@@ -81,7 +83,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Groups(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return group_of(config.rootpath / nodeid.split("::")[0])
+            path = config.rootpath / nodeid.split("::")[0]
+            return nodeid if path.name in SEPARATE else group_of(path)
 
     return Groups(config, log)
 

@@ -9,6 +9,8 @@ import string
 from pathlib import Path
 from typing import Any
 
+from qwen_task_heads.data.examples import PairExample
+
 LETTERS = string.ascii_letters + string.digits + " éß漢字かなक🙂'\"\\,:;!?%-–<>&\t|"
 
 
@@ -18,6 +20,22 @@ def a_text(rng: random.Random, *, longest: int = 60) -> str:
 
 def dumps(row: dict[str, Any]) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode()
+
+
+def pair_to_row(pair: PairExample) -> dict[str, Any]:
+    """Return a row that `read_pairs` reads back, equal up to `source`, the place of the row."""
+    row: dict[str, Any] = {"chosen": pair.chosen, "rejected": pair.rejected}
+    if pair.prompt:
+        row["prompt"] = pair.prompt
+    if pair.margin is not None:
+        row["margin"] = pair.margin
+    if pair.preference is not None:
+        row["preference"] = pair.preference
+    if pair.weight != 1.0:
+        row["weight"] = pair.weight
+    if pair.group:
+        row["group_id"] = pair.group
+    return row
 
 
 # Each converts a valid row to the bytes of a line that must be an error. The first column is a text.

@@ -170,8 +170,10 @@ def estimated(train: dict[str, Any], printed: str) -> None:
     assert min(stated[name] for name in ("memory", "weights", "tokens", "operations")) > 0
     assert stated["memory"] > stated["weights"]
     assert used["memory"] > 0
-    [before], [after] = ([line for line in printed.splitlines() if line.startswith(start)]
-                         for start in ("estimate: ", "used: "))  # fmt: skip
+    [before], [after] = (
+        [line for line in printed.splitlines() if line.startswith(start)]
+        for start in ("estimate: ", "used: ")
+    )
     assert printed.index(before) < printed.index(after)
     assert "on this machine" in before
     assert before.split(" about ")[1].split(" of memory")[0] in after

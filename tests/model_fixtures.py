@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from qwen_task_heads import load_tokenizer, throughput
-from qwen_task_heads.verification import fingerprint, parity
+from qwen_task_heads.verification import parity
+from qwen_task_heads.verification.artifacts import PROGRAM
 
 # The embedded tokenizer has 5026 ids; a backbone that it feeds needs as many rows.
 VOCABULARY = 5026
@@ -57,9 +58,9 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CleanProcess]:
 
 @pytest.fixture(scope="session")
 def open_in(clean: CleanProcess, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
-    """Return `open_in(job)`, which runs `fingerprint.py` in the process without the package."""
+    """Return `open_in(job)`, which runs `clean_process.py` in the process without the package."""
     folder = tmp_path_factory.mktemp("opened")
-    code = Path(fingerprint.__file__).read_text(encoding="utf-8")
+    code = f"import runpy; runpy.run_path({str(PROGRAM)!r}, run_name='__main__')"
 
     def run(job: Path) -> str:
         try:

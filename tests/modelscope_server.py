@@ -130,10 +130,14 @@ class _Handler(LoopbackHandler):
         head = self.hub.commit(kind, repo)
         if rest == "/revisions":
             branches = written.branches if written else {"master": head}
-            return self.ok({"RevisionMap": {
-                "Branches": [_ref(*item) for item in branches.items()],
-                "Tags": [_ref(*item) for item in written.tags.items()] if written else [],
-            }})  # fmt: skip
+            return self.ok(
+                {
+                    "RevisionMap": {
+                        "Branches": [_ref(*item) for item in branches.items()],
+                        "Tags": [_ref(*item) for item in written.tags.items()] if written else [],
+                    }
+                }
+            )
         files = self.hub.at(kind, repo, self.query.get("Revision", "master"))
         if files is None:
             return self.fail(404, "no such revision")
@@ -165,9 +169,13 @@ class _Handler(LoopbackHandler):
         if found["rest"] == "/info/lfs/objects/batch":
             missing = [blob for blob in asked["objects"] if blob["oid"] not in self.hub.blobs]
             href = f"{self.hub.endpoint}/_blob/"
-            return self.ok({"objects": [
-                {**blob, "actions": {"upload": {"href": href + blob["oid"]}}} for blob in missing
-            ]})  # fmt: skip
+            return self.ok(
+                {
+                    "objects": [
+                        {**blob, "actions": {"upload": {"href": href + blob["oid"]}}} for blob in missing
+                    ]
+                }
+            )
         if found["rest"] == "/repo/tag":
             repo.tags[asked["TagName"]] = repo.branches.get(asked["Ref"], asked["Ref"])
             return self.ok({"TagName": asked["TagName"]})

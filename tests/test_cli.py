@@ -20,12 +20,9 @@ def test_the_catalog_of_options_is_that_of_the_dataclasses() -> None:
     assert json.loads(json.dumps(option_catalog.build())) == option_catalog.read()
 
 
-def test_every_recipe_has_a_command_or_makes_what_the_package_ships() -> None:
+def test_every_recipe_has_a_command() -> None:
     scripts = {path.stem for path in RECIPES.glob("*.py")} - {"__init__"}
-    assert {command.recipe for command in cli.COMMANDS.values()} - {""} == scripts - {
-        "make_sample",
-        "pretrain_backbone",
-    }
+    assert {command.recipe for command in cli.COMMANDS.values()} - {""} == scripts
 
 
 @pytest.mark.parametrize(
@@ -34,10 +31,13 @@ def test_every_recipe_has_a_command_or_makes_what_the_package_ships() -> None:
         (["clasify"], "qth clasify", "qth classify"),
         (["classify", "--learning-rat", "1e-4"], "--learning_rat", "--learning_rate"),
         (["titles", "--config", "quik_start"], "--config", "--config quick_start"),
+        (["compare", "--engines", "a", "--dataset_name", "b"], "--output_dir", "comparison.md"),
+        (["predict", "--input=a", "--output=b", "--model=c", "--dtype=fp16"], "--dtype", "float16"),
+        (["data", "a", "--task", "title"], "--task", "titles"),
         (["titles", "--accelerate_config=multi"], "--accelerate_config", "--accelerate_config multi_gpu"),
     ],
 )
-def test_a_misspelt_name_is_refused_with_the_nearest_one(words, where, typed) -> None:
+def test_a_misspelt_or_missing_word_is_refused_with_what_to_type(words, where, typed) -> None:
     with pytest.raises(TaskHeadsError) as error:
         cli.run(words[0], words[1:])
     [problem] = error.value.problems
@@ -62,11 +62,19 @@ def test_help_lists_own_options_first_and_all_on_demand(capsys) -> None:
     assert short.index("--dataset_name") < short.index("--learning_rate")
 
 
+@pytest.mark.parametrize("name", [*option_catalog.read(), "env"])
+def test_every_command_has_help_without_running(name: str, capsys) -> None:
+    assert cli.main([name, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: qth {name}")
+
+
 def test_names_are_checked_before_torch_is_imported() -> None:
     code = (
         "import sys; from qth import main; "
-        "codes = main(['classify', '--help']), main(['classify', '--learning_rat', '1']), main([]); "
-        "assert codes == (0, 2, 0), codes; "
+        "codes = [main([name, '--help']) for name in ('classify', 'data', 'predict', 'compare')]; "
+        "assert codes == [0] * 4, codes; "
+        "codes = [main([name, '--top_kk', '1']) for name in ('classify', 'data', 'predict', 'compare')]; "
+        "assert codes == [2] * 4, codes; "
         "assert not {'torch', 'transformers'} & sys.modules.keys(), 'imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
@@ -92,6 +100,13 @@ def test_versions_and_hardware_are_printed(capsys) -> None:
     printed = capsys.readouterr().out
     assert "- torch: " in printed
     assert "- python: " in printed
+
+
+def test_predict_reads_the_options_of_a_file_from_a_config(tmp_path, capsys) -> None:
+    config, source = tmp_path / "p.yaml", tmp_path / "none.jsonl"
+    config.write_text(f"model: embedded\ninput: {source}\noutput: {tmp_path / 'out.jsonl'}\n")
+    assert cli.main(["predict", f"--config={config}"]) == 2
+    assert f"error: {source}: " in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -91,8 +91,9 @@ def test_without_avx512_the_difference_is_rounding(
     done = subprocess.run(
         [sys.executable, "-c", LOADED, str(Path(__file__).parent), *folders],
         env={**os.environ, "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("difference ")]
     assert len(found) == len(heads)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from gguf_files import tiny_llama, write_gguf
-from refusals import raises_problem
+from problem_assertions import raises_problem
 
 from qwen_task_heads import build, gguf_weights, load, load_tokenizer
 from qwen_task_heads.gguf_weights import dequantize

@@ -9,7 +9,7 @@ import pytest
 import torch
 from equality import assert_same_logits
 from peft import get_peft_model
-from refusals import raises_problem
+from problem_assertions import raises_problem
 
 from qwen_task_heads import Scorer, TaskHeadsError, adapter_config, bind_template, build, load, save
 from qwen_task_heads.data.labels import LabelMap

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model
-from refusals import raises_problem
+from problem_assertions import raises_problem
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig
@@ -49,7 +49,7 @@ def _logits(model: Any) -> torch.Tensor:
         return model.eval()(input_ids=IDS).logits
 
 
-# Check 12: the head is trained and saved under every combination of flags
+# The head is trained and saved under every combination of flags
 
 TARGETS: dict[str, Any] = {
     "default": None,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from gguf_files import write_gguf
-from refusals import raises_problem
+from problem_assertions import raises_problem
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from qwen_task_heads import adapter_config, build, load, load_tokenizer, merge, pretrained, save
@@ -21,7 +21,7 @@ from qwen_task_heads.adapters import with_adapter
 from qwen_task_heads.generators import base_of
 from qwen_task_heads.hubcode.hashes_task_heads import sha256
 from qwen_task_heads.pretrained import PACKAGED, SMOLLM2, hub_id, is_folder, is_installed, locate, stored_name
-from qwen_task_heads.publishing.formats import is_local
+from qwen_task_heads.publishing.formats import refuse_local_base
 from qwen_task_heads.tokenization.templates import Template, compile_template
 
 
@@ -78,8 +78,9 @@ def test_names(tmp_path, wheel) -> None:
     assert is_folder("embedded")
     assert is_folder(str(tmp_path))
     assert not is_folder("a/b")
-    assert is_local(SMOLLM2)
-    assert not is_local("a/b")
+    with raises_problem("base-changed", "push_to_hub", match=SMOLLM2):
+        refuse_local_base("push_to_hub", SMOLLM2)
+    refuse_local_base("push_to_hub", "a/b")
     assert stored_name(locate(SMOLLM2)) == SMOLLM2
 
 

@@ -1,4 +1,4 @@
-"""Secrets are found in all files that are published, and no message contains them (check 24)."""
+"""Secrets are found in all files that are published, and no message contains them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from refusals import raises_problem
+from problem_assertions import raises_problem
 from transformers import TrainingArguments
 
 from qwen_task_heads import build, load_tokenizer, save
@@ -31,7 +31,7 @@ TOKENS = {
     "a private key": "-----BEGIN RSA " + "PRIVATE KEY-----",
     "a signed token (JWT)": "eyJ" + "hbGciOiJIUzI1NiJ9.eyJ" + "zdWIiOiIxMjM0NTY3.SflKxwRJSMeKKF2QT4",
     "a password in an address": "https://me:" + "hunter22" + "@example.org/data.jsonl",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", TOKENS)
@@ -46,10 +46,17 @@ def test_texts_with_the_shape_of_a_token_are_found_and_not_printed(kind: str, tm
 
 @pytest.mark.parametrize(
     "text",
-    ["task-heads-and-other-long-names-12", "a hf_ prefix", "ask-me-anything-about-models-3",
-    "https://a.org/x:y",
-     "git@github.com:me/x.git", "TOKENIZERS_PARALLELISM=false", "eyJhbGciOi", "mailto:me@example.org"],
-)  # fmt: skip
+    [
+        "task-heads-and-other-long-names-12",
+        "a hf_ prefix",
+        "ask-me-anything-about-models-3",
+        "https://a.org/x:y",
+        "git@github.com:me/x.git",
+        "TOKENIZERS_PARALLELISM=false",
+        "eyJhbGciOi",
+        "mailto:me@example.org",
+    ],
+)
 def test_ordinary_texts_are_not_redacted(text: str, tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text(text)
     assert scan(tmp_path, secrets={}) == []
@@ -93,9 +100,10 @@ def test_values_without_a_digit_are_not_searched_for_in_vocabularies(tmp_path: P
         (tmp_path / name).write_text(json.dumps({"get_user_name": 1, "another-7-one": 2}))
     found = scan(tmp_path, secrets={"$A_SECRET": "get_user_name", "$B_SECRET": "another-7-one"})
     assert [(problem.where, problem.problem) for problem in found] == [
-        ("config.json:1", "found the value of $A_SECRET"), ("config.json:1", "found the value of $B_SECRET"),
+        ("config.json:1", "found the value of $A_SECRET"),
+        ("config.json:1", "found the value of $B_SECRET"),
         ("tokenizer.json:1", "found the value of $B_SECRET"),
-    ]  # fmt: skip
+    ]
     assert "unset A_SECRET and publish again" in str(found[0])
 
 

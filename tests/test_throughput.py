@@ -35,12 +35,23 @@ def trained(base: str, folder: Path, *, before: str, **options: Any) -> tuple[Th
     examples = [TextExample(text=text, target=len(text) % 2) for text in TEXTS]
     data, _ = text_dataset(examples, tokenizer=tokenizer, config=model.config, num_labels=2)
     args = TrainingArguments(
-        output_dir=str(folder), per_device_train_batch_size=4, num_train_epochs=1, use_cpu=True,
-        report_to="none", save_strategy="no", disable_tqdm=True, bf16=False, **options,
-    )  # fmt: skip
+        output_dir=str(folder),
+        per_device_train_batch_size=4,
+        num_train_epochs=1,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        bf16=False,
+        **options,
+    )
     trainer = ClassifierTrainer(
-        model, args=args, train_dataset=data, eval_dataset=data, processing_class=tokenizer,
-    )  # fmt: skip
+        model,
+        args=args,
+        train_dataset=data,
+        eval_dataset=data,
+        processing_class=tokenizer,
+    )
     trainer.train()
     return trainer.throughput.result, [len(row) for row in data["input_ids"]], model
 

@@ -1,1 +1,1 @@
-"""Readers, doctor and splits: bytes to validated examples."""
+"""Readers, checks and splits: bytes to validated examples."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count
 from typing import Any, Final
@@ -27,77 +26,15 @@ class _Absent:
 ABSENT: Final = _Absent()
 
 
-class Batch(ABC):
-    """Consecutive rows of one file.
+class Batch:
+    """Consecutive rows of one file, as columns of values.
 
     Args:
+        columns: column -> a value per row, `ABSENT` for a missing one; without columns that have no value.
         numbers: line or row number of each row.
         source: name of the file and the prefix of a number: `train.jsonl:` or `train.parquet:row `.
         textual: whether the rows are `TextRow`.
     """
-
-    def __init__(self, numbers: Sequence[int], source: str, *, textual: bool = False) -> None:
-        self.numbers, self.source, self.textual = numbers, source, textual
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def where(self, place: int) -> str:
-        """Return the place of a row, as messages name it."""
-        return f"{self.source}{self.numbers[place]}"
-
-    @property
-    @abstractmethod
-    def names(self) -> Mapping[str, object]:
-        """The columns of any row."""
-
-    @abstractmethod
-    def column(self, name: str) -> Sequence[Any]:
-        """Return a value per row, `ABSENT` if a row lacks the column."""
-
-    @abstractmethod
-    def row(self, place: int) -> dict[str, Any]:
-        """Return one row with its columns."""
-
-    @abstractmethod
-    def first(self, rows: int) -> Batch:
-        """Return a batch of the first rows."""
-
-
-class RowBatch(Batch):
-    """Rows as dicts, each with columns of its own.
-
-    Example:
-        >>> batch = RowBatch([{"text": "A", "label": 0}, {"text": "B"}], [1, 2], "train.jsonl:")
-        >>> batch.column("label"), batch.where(1)
-        ([0, ABSENT], 'train.jsonl:2')
-    """
-
-    def __init__(self, rows: Sequence[dict[str, Any]], numbers: Sequence[int], source: str) -> None:
-        super().__init__(numbers, source, textual=isinstance(rows[0], TextRow))
-        self._rows = rows
-        self._names = dict.fromkeys(chain.from_iterable(rows))
-
-    @property
-    def names(self) -> Mapping[str, object]:
-        """The columns of any row."""
-        return self._names
-
-    def column(self, name: str) -> Sequence[Any]:
-        """Return a value per row, `ABSENT` if a row lacks the column."""
-        return [row.get(name, ABSENT) for row in self._rows]
-
-    def row(self, place: int) -> dict[str, Any]:
-        """Return one row with its columns."""
-        return self._rows[place]
-
-    def first(self, rows: int) -> RowBatch:
-        """Return a batch of the first rows."""
-        return RowBatch(self._rows[:rows], self.numbers[:rows], self.source)
-
-
-class ColumnBatch(Batch):
-    """Rows as columns of values, with `ABSENT` for missing values; a column without any value is left out."""
 
     def __init__(
         self,
@@ -107,8 +44,15 @@ class ColumnBatch(Batch):
         *,
         textual: bool = False,
     ) -> None:
-        super().__init__(numbers, source, textual=textual)
         self._columns = columns
+        self.numbers, self.source, self.textual = numbers, source, textual
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def where(self, place: int) -> str:
+        """Return the place of a row, as messages name it."""
+        return f"{self.source}{self.numbers[place]}"
 
     @property
     def names(self) -> Mapping[str, object]:
@@ -125,10 +69,37 @@ class ColumnBatch(Batch):
         pairs = ((name, values[place]) for name, values in self._columns.items())
         return kind((name, value) for name, value in pairs if value is not ABSENT)
 
-    def first(self, rows: int) -> ColumnBatch:
+    def first(self, rows: int) -> Batch:
         """Return a batch of the first rows."""
         columns = {name: values[:rows] for name, values in self._columns.items()}
-        return ColumnBatch(columns, self.numbers[:rows], self.source, textual=self.textual)
+        return Batch(columns, self.numbers[:rows], self.source, textual=self.textual)
+
+
+class RowBatch(Batch):
+    """Rows as dicts, each with columns of its own.
+
+    Example:
+        >>> batch = RowBatch([{"text": "A", "label": 0}, {"text": "B"}], [1, 2], "train.jsonl:")
+        >>> batch.column("label"), batch.where(1)
+        ([0, ABSENT], 'train.jsonl:2')
+    """
+
+    def __init__(self, rows: Sequence[dict[str, Any]], numbers: Sequence[int], source: str) -> None:
+        names = dict.fromkeys(chain.from_iterable(rows), ())
+        super().__init__(names, numbers, source, textual=isinstance(rows[0], TextRow))
+        self._rows = rows
+
+    def column(self, name: str) -> Sequence[Any]:
+        """Return a value per row, `ABSENT` if a row lacks the column."""
+        return [row.get(name, ABSENT) for row in self._rows]
+
+    def row(self, place: int) -> dict[str, Any]:
+        """Return one row with its columns."""
+        return self._rows[place]
+
+    def first(self, rows: int) -> RowBatch:
+        """Return a batch of the first rows."""
+        return RowBatch(self._rows[:rows], self.numbers[:rows], self.source)
 
 
 Row = tuple[str, "dict[str, Any] | Problem"]

@@ -32,7 +32,6 @@ def within(scores: ArrayLike, examples: Sequence[TextExample], *, labels: LabelM
         (N, L), a copy.
 
     Example:
-        >>> from qwen_task_heads.data.candidates import within
         >>> labels = LabelMap(("a", "b", "c"))
         >>> rows = [TextExample(text="x", target=1, candidates=("b", "c")), TextExample(text="y", target=0)]
         >>> within([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0]], rows, labels=labels).tolist()

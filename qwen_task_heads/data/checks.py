@@ -17,7 +17,7 @@ from qwen_task_heads.data.example_columns import hashed, rows_containing
 from qwen_task_heads.data.examples import PairExample, TextExample
 from qwen_task_heads.data.keys import Hashes, combine, repeated, text_key, within
 from qwen_task_heads.data.sequences import blocks, index, pick
-from qwen_task_heads.errors import Problem
+from qwen_task_heads.errors import Problem, shorten
 
 SHOWN = 3  # sources named in a line of a report
 CONTROL = re.compile(r"<\|[a-z0-9_]{1,40}\|>|</?(?:think|tool_call|tool_response)>")  # tokens of Qwen models
@@ -231,20 +231,27 @@ def examine_texts(examples: Sequence[TextExample], *, spoken: Sequence[str] = ()
     return tuple(Finding(kind, tuple(places)) for kind, places in sources.items() if places)
 
 
-def swapped_problem(source: str, *, swapped: int, with_signals: int) -> Problem | None:
-    """Return the problem of a file whose preference signals mostly contradict its columns, else None.
+def swapped_problem(source: str, *, swapped: int, with_signals: int) -> list[Problem]:
+    """Return the problem of a file whose preference signals mostly contradict its columns, if any.
 
     Args:
         source: file, folder or dataset id.
         swapped: rows whose votes or clicks prefer the rejected title.
-        with_signals: rows with votes or clicks; below `SWAPPED_ROWS` the result is None.
+        with_signals: rows with votes or clicks; below `SWAPPED_ROWS` there is no problem.
     """
     if with_signals < SWAPPED_ROWS or 2 * swapped <= with_signals:
-        return None
+        return []
     problem = f"in {swapped:,} of {with_signals:,} rows, the votes or clicks prefer the rejected title"
     expected = "preference signals that mostly agree with 'chosen'"
     fix = "exchange 'chosen' and 'rejected' in the names of all columns, or of the counts alone"
-    return Problem(source, problem, expected, fix, code="pairs-swapped")
+    return [Problem(source, problem, expected, fix, code="pairs-swapped")]
+
+
+def bad_rows_problems(bad_rows: str) -> list[Problem]:
+    """Return the problem of another value than `raise` and `skip`, if any."""
+    problem, fix = f"found {shorten(bad_rows)}", "choose one of them"
+    invalid = Problem("bad_rows", problem, "raise, skip", fix, code="option-value")
+    return [] if bad_rows in ("raise", "skip") else [invalid]
 
 
 @dataclass(frozen=True)
@@ -312,14 +319,6 @@ def _pair_keys(rows: Sequence[PairExample | TextExample]) -> tuple[Hashes, Hashe
         return combine(one, other), combine(other, one)
     prompt, one, other = hashed(rows, "prompt"), hashed(rows, "chosen"), hashed(rows, "rejected")
     return combine(prompt, one, other), combine(prompt, other, one)
-
-
-def shared_lines(
-    dev: Sequence[PairExample | TextExample], test: Sequence[PairExample | TextExample]
-) -> list[str]:
-    """Return the message on rows of a test split cut from train that a given dev split has too, if any."""
-    shared = len(find_overlaps(dev, test))
-    return [f"test: {shared:,} rows are also in dev, which selects the checkpoint"] if shared else []
 
 
 def _texts(row: PairExample | TextExample) -> tuple[str, ...]:

@@ -20,8 +20,8 @@ from qwen_task_heads.data.batches import Row, TextRow
 from qwen_task_heads.data.file_options import PLAIN, FileOptions
 from qwen_task_heads.data.json_files import (
     MAX_LINE_BYTES,
-    FileProblem,
     line_too_long,
+    no_rows,
     numbered_lines,
 )
 from qwen_task_heads.errors import Problem
@@ -50,10 +50,7 @@ def read_class_lines(path: str, options: FileOptions = PLAIN) -> Iterator[Row]:
                 continue
             yield where, _row(where, text.rstrip("\r\n"), several=several, label_first=first)
     if empty:
-        yield (
-            path,
-            FileProblem(path, "the file has no rows", "at least one row", "add rows", code="file-empty"),
-        )
+        yield path, no_rows(path, "the file has no rows")
 
 
 def is_label_first(path: str, options: FileOptions = PLAIN) -> bool:

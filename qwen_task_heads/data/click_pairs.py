@@ -54,16 +54,9 @@ def arms_of(groups: Sequence[GroupExample]) -> Arms:
         rows, experiments = groups.arms()
         return Arms(experiments, groups.clicks[rows], groups.impressions[rows])
     experiments = np.repeat(np.arange(len(groups)), [len(group.titles) for group in groups])
-    counts = [[count for group in groups for count in side(group)] for side in (_clicks, _impressions)]
-    return Arms(experiments, *(np.array(column, np.int64) for column in counts))
-
-
-def _clicks(group: GroupExample) -> Sequence[int]:
-    return group.clicks
-
-
-def _impressions(group: GroupExample) -> Sequence[int]:
-    return group.impressions
+    clicks = [count for group in groups for count in group.clicks]
+    impressions = [count for group in groups for count in group.impressions]
+    return Arms(experiments, np.array(clicks, np.int64), np.array(impressions, np.int64))
 
 
 def pair_arms(

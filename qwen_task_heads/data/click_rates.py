@@ -3,8 +3,8 @@
 Design:
 - Priors are uniform instead of Jeffreys, because whole-number Beta parameters give P(CTR 1 > CTR 2) as a
   finite sum, without scipy.
-- Each function has a version for columns, with bitwise equal results, because the fingerprint of the data
-  must not depend on the number of rows read at a time. Sums use products and quotients of doubles, which all
+- Functions take columns of many pairs. The results do not depend on the number of rows read at a time,
+  because the fingerprint of the data must not. Sums use products and quotients of doubles, which all
   processors round equally. Logarithms and exponentials come from `math`, once per distinct count.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import TaskHeadsError, error_at, shorten
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -52,25 +52,11 @@ def preference_from_clicks(
         >>> round(preference_from_clicks(68, 2629, 39, 2551), 3)
         0.996
     """
-    _check_clicks(chosen_clicks, chosen_impressions)
-    _check_clicks(rejected_clicks, rejected_impressions)
-    a1, b1 = chosen_clicks + 1, chosen_impressions - chosen_clicks + 1
-    a2, b2 = rejected_clicks + 1, rejected_impressions - rejected_clicks + 1
-    if min(a1, a2, b1, b2) > EXACT_TERMS or max(a1, a2, b1, b2) > EXACT_COUNT:
-        mean = _digamma(a1) - _digamma(b1) - _digamma(a2) + _digamma(b2)
-        variance = sum(_trigamma(value) for value in (a1, b1, a2, b2))
-        return 0.5 * math.erfc(-mean / math.sqrt(2 * variance))
-    # The sum runs over one of the four counts; by symmetry it can be the smallest.
-    smallest = min(a1, a2, b1, b2)
-    if a1 == smallest:
-        result = _beats(a1, b1, a2, b2)
-    elif b2 == smallest:
-        result = _beats(b2, a2, b1, a1)  # P(1 - X2 > 1 - X1)
-    elif a2 == smallest:
-        result = 1 - _beats(a2, b2, a1, b1)
-    else:
-        result = 1 - _beats(b1, a1, b2, a2)
-    return min(1.0, max(0.0, result))
+    counts = (chosen_clicks, chosen_impressions, rejected_clicks, rejected_impressions)
+    for clicks, impressions in (counts[:2], counts[2:]):
+        if not 0 <= clicks <= impressions < 2**62:  # the columns are int64
+            raise bad_counts(f"{clicks} clicks of {impressions} impressions", "0 <= clicks <= impressions")
+    return float(preferences_from_clicks(*(np.array([count]) for count in counts))[0])
 
 
 def preferences_from_clicks(
@@ -90,34 +76,24 @@ def preferences_from_clicks(
     result[normal] = 0.5 * _every(math.erfc, -mean / np.sqrt(2 * variance))
     exact = ~normal
     a1, b1, a2, b2, smallest = (column[exact] for column in (a1, b1, a2, b2, smallest))
+    # The sum runs over one of the four counts; by symmetry it can be the smallest.
     cases = [a1 == smallest, b2 == smallest, a2 == smallest]
     terms = (
         np.select(cases, columns[:3], columns[3])
         for columns in ((a1, b2, a2, b1), (b1, a2, b2, a1), (a2, b1, a1, b2), (b2, a1, b1, a2))
     )
-    beats = _beat(*terms)
+    beats = _beats(*terms)
     result[exact] = np.clip(np.where(cases[0] | cases[1], beats, 1 - beats), 0.0, 1.0)
     return result
 
 
-def _beats(a1: int, b1: int, a2: int, b2: int) -> float:
-    """Return P(X1 > X2) for X ~ Beta(a, b), as a sum of `a1` positive terms by recurrence."""
-    log_first = math.lgamma(b1 + b2) + math.lgamma(a2 + b2) - math.lgamma(a2 + b1 + b2) - math.lgamma(b2)
-    term = total = 1.0  # in units of the first term, which may underflow
-    for i in range(a1 - 1):
-        term *= (a2 + i) / (a2 + i + b1 + b2) * ((b1 + i) / (1 + i))
-        total += term
-        if total > BIG:
-            term, total, log_first = term / BIG, total / BIG, log_first + LOG_BIG
-    return total * math.exp(log_first)
-
-
-def _beat(a1: Counts, b1: Counts, a2: Counts, b2: Counts) -> Floats:
-    """Return `_beats` of many pairs."""
+def _beats(a1: Counts, b1: Counts, a2: Counts, b2: Counts) -> Floats:
+    """Return P(X1 > X2) for X ~ Beta(a, b) of many pairs, each a sum of `a1` positive terms by recurrence."""
     order = np.argsort(-a1, kind="stable")  # pairs with terms left come first
     a1, b1, a2, b2 = (column[order] for column in (a1, b1, a2, b2))
     log_first = _each(math.lgamma, b1 + b2) + _each(math.lgamma, a2 + b2)
     log_first = log_first - _each(math.lgamma, a2 + b1 + b2) - _each(math.lgamma, b2)
+    # In units of the first term, which may underflow.
     term, total = np.ones(len(a1)), np.ones(len(a1))
     up, own, below = a2.astype(float), b1.astype(float), (a2 + b1 + b2).astype(float)
     for i in range(int(a1.max(initial=1)) - 1):
@@ -163,31 +139,17 @@ def _trigamma(x: float) -> float:
     return shift + 1 / x + y / 2 + y / x * (1 / 6 - y * (1 / 30 - y / 42))
 
 
-def two_proportion_p_value(clicks_1: int, impressions_1: int, clicks_2: int, impressions_2: int) -> float:
-    """Return the two-sided p value of the pooled two-proportion z test for equal click rates.
+def p_values(clicks_1: Counts, impressions_1: Counts, clicks_2: Counts, impressions_2: Counts) -> Floats:
+    """Return the two-sided p value of the pooled two-proportion z test for equal click rates, one per row.
 
     Fleiss, Levin and Paik 2003, Statistical Methods for Rates and Proportions, section 3.1, without
-    continuity correction. The result is 1.0 without impressions, and if all or none of them were clicked.
-
-    Raises:
-        TaskHeadsError: clicks are negative or exceed the impressions.
+    continuity correction. A value is 1.0 without impressions, and if all or none of them were clicked.
 
     Example:
-        >>> round(two_proportion_p_value(68, 2629, 39, 2551), 4)
-        0.0075
+        >>> columns = (np.array([count]) for count in (68, 2629, 39, 2551))
+        >>> p_values(*columns).round(4).tolist()
+        [0.0075]
     """
-    _check_clicks(clicks_1, impressions_1)
-    _check_clicks(clicks_2, impressions_2)
-    pooled = (clicks_1 + clicks_2) / max(1, impressions_1 + impressions_2)
-    if impressions_1 == 0 or impressions_2 == 0 or pooled in (0.0, 1.0):
-        return 1.0
-    error = math.sqrt(pooled * (1 - pooled) * (1 / impressions_1 + 1 / impressions_2))
-    z = (clicks_1 / impressions_1 - clicks_2 / impressions_2) / error
-    return math.erfc(abs(z) / math.sqrt(2))
-
-
-def p_values(clicks_1: Counts, impressions_1: Counts, clicks_2: Counts, impressions_2: Counts) -> Floats:
-    """Return `two_proportion_p_value` of many pairs, one per row."""
     pooled = (clicks_1 + clicks_2) / np.maximum(1, impressions_1 + impressions_2)
     testable = (impressions_1 > 0) & (impressions_2 > 0) & (pooled > 0) & (pooled < 1)
     result = np.ones(len(pooled))
@@ -200,13 +162,6 @@ def p_values(clicks_1: Counts, impressions_1: Counts, clicks_2: Counts, impressi
     return result
 
 
-def _check_clicks(clicks: int, impressions: int) -> None:
-    if not 0 <= clicks <= impressions:
-        raise bad_counts(f"{clicks} clicks of {impressions} impressions", "0 <= clicks <= impressions")
-
-
 def bad_counts(counts: str, expected: str) -> TaskHeadsError:
     """Return the error of impossible counts."""
-    return TaskHeadsError(
-        Problem("counts", f"found {shorten(counts)}", expected, "correct the counts", code="value-range")
-    )
+    return error_at("counts", f"found {shorten(counts)}", expected, "correct the counts", code="value-range")

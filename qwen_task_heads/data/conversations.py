@@ -16,15 +16,12 @@ preparation), https://huggingface.co/datasets/Anthropic/hh-rlhf.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qwen_task_heads.data.cells import parse_cell
-from qwen_task_heads.errors import Problem, shorten
+from qwen_task_heads.data.row_reader import RowReader
+from qwen_task_heads.errors import shorten
 
-if TYPE_CHECKING:
-    from qwen_task_heads.data.pair_columns import RowReader
-
-CONVERSATIONS = ("messages", "conversations")
 MESSAGES = 'messages such as {"role": "user", "content": "A text"}'
 # Role names of ShareGPT and of the tools that write and read it.
 ROLES = dict.fromkeys(("human", "prompter"), "user")
@@ -42,22 +39,20 @@ def read_messages(row: RowReader, column: str, *, last: str = "user") -> Message
         column: name of the column.
         last: the role in the example of an error message.
     """
-    messages = parse_cell(row.values[column]) if isinstance(row.values[column], str) else row.values[column]
+    value = row.values[column]
+    messages = parse_cell(value) if isinstance(value, str) else value
     messages = [messages] if isinstance(messages, dict) else messages  # LLaMA-Factory's `chosen`
     expected = MESSAGES if last == "user" else 'messages such as {"role": "assistant", "content": "A title"}'
     if not isinstance(messages, list) or not messages:
-        problem, fix = f"{column!r} is {shorten(messages)}", "write a list of messages"
-        row.problems.append(Problem(row.where, problem, expected, fix, code="value-type"))
+        row.refuse_value(column, messages, expected, "write a list of messages", code="value-type")
         return None
-    result = []
-    for number, message in enumerate(messages, start=1):
-        read = _read_message(message)
-        if read is None:
-            problem, fix = f"message {number} of {column!r} is {shorten(message)}", "correct the message"
-            row.problems.append(Problem(row.where, problem, expected, fix, code="value-type"))
-            return None
-        result.append(read)
-    return result
+    read = [_read_message(message) for message in messages]
+    if None in read:
+        place = read.index(None)
+        problem = f"message {place + 1} of {column!r} is {shorten(messages[place])}"
+        row.refuse(problem, expected, "correct the message", code="value-type")
+        return None
+    return [message for message in read if message is not None]
 
 
 def is_conversation(value: Any) -> bool:

@@ -1,6 +1,6 @@
 """Locate the two samples in the package, one per task, under the name `embedded`.
 
-`recipes/make_sample.py` creates both. The `LICENSE.md` of each folder has the licence and the changes.
+`tools/make_sample.py` creates both. The `LICENSE.md` of each folder has the licence and the changes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,6 @@ def locate_dataset(source: str, task: str) -> str:
     """Return the sample folder of a task (`titles` or `texts`) for `embedded`; other sources unchanged.
 
     Example:
-        >>> from qwen_task_heads.data.embedded_datasets import locate_dataset
         >>> locate_dataset("embedded", "texts").endswith("banking77")
         True
         >>> locate_dataset("reviews.jsonl", "texts")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,9 @@ from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
 from qwen_task_heads.data.keys import KEYS, Hashes, hash_keys
 from qwen_task_heads.data.sequences import Example, Joined, Table
 from qwen_task_heads.data.stores import Numbers
+
+CodedTarget = tuple[Target, tuple[float, ...] | None, tuple[str, ...]]
+EMPTY_GROUP, EMPTY_TEXT, EMPTY_PROMPT = hash_keys(KEYS[name]("") for name in ("group", "text_b", "prompt"))
 
 
 def joined(parts: Sequence[Sequence[Example]]) -> Sequence[Example]:
@@ -35,6 +38,12 @@ def hashed(examples: Sequence[Any], name: str) -> Hashes:
         return examples.hashes(name)
     key = KEYS[name]
     return hash_keys(key(vars(example)[name]) for example in examples)
+
+
+def group_keys(examples: Sequence[Any]) -> Hashes:
+    """Return the different hashes of the stated groups, sorted."""
+    keys = np.unique(hashed(examples, "group"))
+    return keys[keys != EMPTY_GROUP]
 
 
 def arm_hashes(groups: Sequence[GroupExample]) -> tuple[Hashes, Hashes]:
@@ -66,49 +75,55 @@ def with_groups(pairs: Sequence[PairExample], groups: Mapping[int, str]) -> Sequ
     return [replace(pair, group=groups[row]) if row in groups else pair for row, pair in enumerate(pairs)]
 
 
-def labels_at(examples: Sequence[TextExample], row: int) -> tuple[int, ...]:
-    """Return the labels of a row, or -1 for scores and for rows without a label."""
+def coded_targets(examples: Sequence[TextExample]) -> tuple[NDArray[np.int32], Sequence[CodedTarget]]:
+    """Return a code for each row, and the `(target, soft, candidates)` of each code.
+
+    The code of a score stands for all scores of its source.
+    """
     if isinstance(examples, Joined):
-        part = int(np.searchsorted(examples.ends, row, side="right"))
-        return labels_at(examples.parts[part], row - (int(examples.ends[part - 1]) if part else 0))
+        parts = [coded_targets(part) for part in examples.parts]
+        starts = np.cumsum([0, *(len(targets) for _, targets in parts)]).tolist()
+        codes = [part + start for (part, _), start in zip(parts, starts, strict=False)]
+        empty = np.zeros(0, np.int32)
+        return np.concatenate([empty, *codes]), [target for _, targets in parts for target in targets]
     if isinstance(examples, TextTable):
-        return _labels(examples.targets[examples.row_codes_at(row)][0])
-    return _labels(examples[row].target)
+        return examples.row_codes(), examples.targets
+    targets = [(example.target, example.soft, example.candidates) for example in examples]
+    return np.arange(len(targets), dtype=np.int32), targets
+
+
+def row_labels(examples: Sequence[TextExample]) -> Callable[[int], tuple[int, ...]]:
+    """Return a function from a row to its labels, -1 for scores and for rows without a label."""
+    codes, targets = coded_targets(examples)
+    return lambda row: _labels(targets[codes[row]])
 
 
 def label_counts(examples: Sequence[TextExample]) -> Counter[int]:
     """Return the number of rows with each label; -1 counts scores and rows without a label."""
-    if isinstance(examples, Joined):
-        return sum(map(label_counts, examples.parts), Counter())
+    codes, targets = coded_targets(examples)
     counts: Counter[int] = Counter()
-    if isinstance(examples, TextTable):
-        for code, count in enumerate(np.bincount(examples.row_codes()).tolist()):
-            counts.update(dict.fromkeys(_labels(examples.targets[code][0]) if count else (), count))
-        return counts
-    for example in examples:
-        counts.update(_labels(example.target))
+    for code, count in enumerate(np.bincount(codes).tolist()):
+        counts.update(dict.fromkeys(_labels(targets[code]) if count else (), count))
     return counts
 
 
-def rarest_labels(examples: Sequence[TextExample], counts: Mapping[int, int]) -> NDArray[np.int64 | np.int32]:
+def rarest_labels(examples: Sequence[TextExample], counts: Mapping[int, int]) -> NDArray[np.int32]:
     """Return the rarest label of each row; of several, the smallest number."""
-
-    def rarest(target: Target) -> int:
-        return min(_labels(target), key=lambda label: (counts[label], label))
-
-    if isinstance(examples, Joined):
-        return np.concatenate([rarest_labels(part, counts) for part in examples.parts])
-    if isinstance(examples, TextTable):
-        codes = examples.row_codes()
-        used = set(np.flatnonzero(np.bincount(codes)).tolist())
-        of_code = [
-            rarest(target) if code in used else -1 for code, (target, *_) in enumerate(examples.targets)
-        ]
-        return np.array(of_code, np.int32)[codes]
-    return np.array([rarest(example.target) for example in examples], np.int32)
+    codes, targets = coded_targets(examples)
+    rarest = np.full(len(targets), -1, np.int32)
+    for code in np.flatnonzero(np.bincount(codes)).tolist():
+        rarest[code] = min(_labels(targets[code]), key=lambda label: (counts[label], label))
+    return rarest[codes]
 
 
-def _labels(target: Target) -> tuple[int, ...]:
+def are_soft(examples: Sequence[TextExample]) -> bool:
+    """Return whether any row has probabilities."""
+    codes, targets = coded_targets(examples)
+    return any(targets[code][1] for code in np.flatnonzero(np.bincount(codes)).tolist())
+
+
+def _labels(coded: CodedTarget) -> tuple[int, ...]:
+    target = coded[0]
     if isinstance(target, int):
         return (target,)
     return tuple(label for label in target if isinstance(label, int)) or (-1,)
@@ -124,16 +139,6 @@ def numbers_of(examples: Sequence[Any], name: str) -> NDArray[np.float64] | None
         return None if np.isnan(values).any() else values
     given = [vars(example)[name] for example in examples]
     return None if any(value is None for value in given) else np.array(given, np.float64)
-
-
-def are_soft(examples: Sequence[TextExample]) -> bool:
-    """Return whether any row has probabilities."""
-    if isinstance(examples, Joined):
-        return any(map(are_soft, examples.parts))
-    if isinstance(examples, TextTable):
-        used = np.unique(examples.row_codes()).tolist()
-        return any(examples.targets[code][1] for code in used)
-    return any(example.soft for example in examples)
 
 
 def rows_containing(examples: Sequence[TextExample], mark: str) -> Numbers:

@@ -92,10 +92,6 @@ class TextTable(Table[TextExample]):
         """Return the rows of the store for some rows of the table."""
         return rows if self.rows is None else self.rows[rows]
 
-    def row_codes_at(self, row: int) -> int:
-        """Return the code of one row of the table."""
-        return int(self.codes[row if self.rows is None else self.rows[row]])
-
     def numbers(self, name: str) -> NDArray[np.float64]:
         """Return the `weight` of each row."""
         values = {"weight": self.weights}[name]

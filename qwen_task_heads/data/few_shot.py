@@ -25,9 +25,9 @@ import numpy as np
 
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.keys import text_key
-from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.data.labels import LabelMap, few_names
 from qwen_task_heads.data.splits import hash_rows
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 from qwen_task_heads.hubcode.encoding_task_heads import as_list
 
 Shots = tuple[tuple[str, str], ...]  # (text, label name)
@@ -86,7 +86,6 @@ def choose_shots(
     10 seconds for 1,000 texts, in 0.8 GB.
 
     Example:
-        >>> from qwen_task_heads.data.few_shot import choose_shots
         >>> rows = [("a lost match", 0), ("a won match", 0), ("a ship sails", 1), ("a ship sinks", 1)]
         >>> train = [TextExample(text=text, target=label) for text, label in rows]
         >>> labels = LabelMap(("sport", "trade"))
@@ -108,7 +107,7 @@ def choose_shots(
         problem = f"found no example in {len(train):,} rows"
         expected = "rows with one label each, and with other texts than those to classify"
         fix = "give other training rows, or no shots"
-        raise TaskHeadsError(Problem("few-shot", problem, expected, fix, code="rows-too-few"))
+        raise error_at("few-shot", problem, expected, fix, code="rows-too-few")
     alone = [place for place, shots in enumerate(chosen) if not shots]  # the only row is the text itself
     if alone:
         problem, expected = "the only training row is the text itself", "rows with other texts"
@@ -144,17 +143,15 @@ def shots_line(labels: LabelMap, shots: Shots) -> str:
     line = f"few-shot: {len(shots):,} example{'' if len(shots) == 1 else 's'} from train"
     if not without:
         return line
-    names = ", ".join(shorten(name, 40) for name in without[:8]) + (", …" if len(without) > 8 else "")
-    return f"{line}; {len(without):,} of {len(labels):,} labels without one ({names})"
+    return f"{line}; {len(without):,} of {len(labels):,} labels without one ({few_names(without)})"
 
 
 def _check(*, k: int, by: str, texts: Sequence[str] | None, max_chars: int) -> None:
-    problems = []
-    for name, value in (("k", k), ("max_chars", max_chars)):
-        if value < 1:
-            problems.append(
-                Problem(name, f"found {value}", "1 or more", "choose such as 2", code="option-range")
-            )
+    problems = [
+        Problem(name, f"found {value}", "1 or more", "choose such as 2", code="option-range")
+        for name, value in (("k", k), ("max_chars", max_chars))
+        if value < 1
+    ]
     if by not in WAYS:
         problems.append(
             Problem("by", f"found {by!r}", ", ".join(WAYS), "choose one of them", code="option-value")
@@ -174,7 +171,7 @@ def _usable(train: Sequence[TextExample], labels: LabelMap) -> list[_Row]:
         if not isinstance(example.target, int) or example.target >= len(labels):
             where, problem = example.source or "few-shot", f"found the target {shorten(example.target)}"
             expected, fix = f"the id of one of the {len(labels):,} labels", "give rows with one label each"
-            raise TaskHeadsError(Problem(where, problem, expected, fix, code="value-type"))
+            raise error_at(where, problem, expected, fix, code="value-type")
         text = f"{example.text}\n{example.text_b}" if example.text_b else example.text
         key = text_key(text)
         row = _Row(text, key, example.target)
@@ -216,7 +213,7 @@ def _typical(rows: list[_Row]) -> list[_Row]:
     """Return the rows sorted by similarity to their centre."""
     if len(rows) < 3:  # two rows are equally near
         return rows
-    vectors = _vectors([row.text for row in rows])
+    vectors = _vectorizer().fit_transform([row.text[:COMPARED] for row in rows])
     near = np.round(vectors @ np.asarray(vectors.mean(axis=0)).ravel(), 6)
     return [rows[place] for place in np.argsort(-near, kind="stable")]
 
@@ -241,10 +238,6 @@ def _similar(rows: Sequence[_Row], texts: Sequence[str], *, k: int) -> Iterator[
             places = np.flatnonzero(row >= max(least, 0.0))
             best = places[np.argsort(-row[places], kind="stable")][:k]
             yield [rows[place] for place in best[::-1]]
-
-
-def _vectors(texts: Sequence[str]) -> Any:
-    return _vectorizer().fit_transform([text[:COMPARED] for text in texts])
 
 
 def _vectorizer() -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 
 from qwen_task_heads.data.batches import (
     ABSENT,
-    ColumnBatch,
+    Batch,
     Item,
     Kept,
     Row,
@@ -24,7 +24,7 @@ from qwen_task_heads.data.batches import (
     in_batches,
 )
 from qwen_task_heads.data.json_files import FileProblem, check_object
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 
 SPLITS = {
     "train": ("train", "training"),
@@ -36,11 +36,6 @@ HELD = 256  # rows in memory at a time: they may have columns of images
 
 class NoSuchSplit(TaskHeadsError):
     """An existing folder or data set lacks the requested split."""
-
-
-def error_at(where: str, problem: str, expected: str, fix: str, *, code: str) -> TaskHeadsError:
-    """Return one problem as an error."""
-    return TaskHeadsError(Problem(where, problem, expected, fix, code=code))
 
 
 def split_name(name: str) -> str | None:
@@ -94,10 +89,7 @@ def open_arrow(path: str) -> RowSource:
     try:
         return rows_of(path, _load_saved(path, "Dataset.from_file"))
     except TaskHeadsError as error:
-        (problem,) = error.problems
-        of_file = FileProblem(
-            problem.where, problem.problem, problem.expected, problem.fix, code=problem.code
-        )
+        of_file = FileProblem(**vars(error.problems[0]))
         return RowSource(path, lambda: iter([(path, of_file)]))
 
 
@@ -178,7 +170,7 @@ def _hub_items(name: str, rows: Any) -> Iterator[Item]:
                 for column, values in columns.items()
                 if any(value is not None for value in values)
             }
-            yield ColumnBatch(present, range(number + 1, number + count + 1), f"{name}:row ")
+            yield Batch(present, range(number + 1, number + count + 1), f"{name}:row ")
             number += count
     except (OSError, ValueError) as error:
         yield _broken(name, number, error)

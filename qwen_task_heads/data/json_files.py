@@ -19,6 +19,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any, BinaryIO
 
@@ -63,7 +64,7 @@ def wrong_kind(path: str, kind: str) -> FileProblem | None:
     with open(path, "rb") as stream:
         head = stream.read(4096)
     if not head:
-        return FileProblem(path, "the file is empty", "at least one row", "add rows", code="file-empty")
+        return no_rows(path, "the file is empty")
     if kind == "xlsx" and head.startswith(b"PK\x03\x04"):
         return None
     expected = KIND_NAMES.get(kind, f"UTF-8 text in {kind.upper()}")
@@ -101,6 +102,11 @@ def numbered_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
             while len(rest) == most and not rest.endswith(b"\n"):
                 rest = stream.readline(most)
         yield number, line if number > 1 else line.removeprefix(b"\xef\xbb\xbf")
+
+
+def no_rows(where: str, problem: str) -> FileProblem:
+    """Return the problem of a file without rows."""
+    return FileProblem(where, problem, "at least one row", "add rows", code="file-empty")
 
 
 def line_too_long(where: str) -> Problem:
@@ -147,10 +153,7 @@ def read_jsonl(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
     if rows:
         yield RowBatch(rows, numbers, f"{path}:")
     if not good and not held:
-        yield (
-            path,
-            FileProblem(path, "the file has no rows", "at least one row", "add rows", code="file-empty"),
-        )
+        yield path, no_rows(path, "the file has no rows")
     if len(held) < SYNTAX_FAILURES:
         yield from held
         return
@@ -192,7 +195,7 @@ def _json_line(where: str, line: bytes, options: FileOptions) -> dict[str, Any] 
     value = _parse_json(where, text)
     if isinstance(value, Problem) and not line.endswith(b"\n"):
         problem = f"the last line is cut off or malformed: {value.problem}"
-        return Problem(where, problem, value.expected, value.fix, code="file-truncated")
+        return replace(value, problem=problem, code="file-truncated")
     return value if isinstance(value, Problem) else check_object(where, value)
 
 
@@ -303,7 +306,7 @@ def _read_document(path: str, options: FileOptions) -> Iterator[Row]:
         end = content.find(b"\n", error.start)
         around = content[begin : end if end >= 0 else len(content)][:MAX_LINE_BYTES]
         bad = bad_byte(f"{path}:{line + 1}", around, error.start - begin, encoding=options.encoding)
-        yield path, FileProblem(bad.where, bad.problem, bad.expected, bad.fix, code=bad.code)
+        yield path, FileProblem(**vars(bad))
         return
     value = _parse_json(path, text)
     if isinstance(value, Problem):

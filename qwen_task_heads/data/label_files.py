@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qwen_task_heads.data.hub_datasets import is_saved_dataset
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 
 LabelTexts = dict[str, tuple[Any, ...]]  # fields of `LabelMap`
 
@@ -55,7 +55,7 @@ def find_label_file(source: str) -> str | None:
     paths = [folder / name for name in LABEL_FILES if (folder / name).is_file()] if folder else []
     if len(paths) > 1 and len({read_label_file(path)["names"] for path in paths}) > 1:
         problem = f"{' and '.join(path.name for path in paths)} have different labels"
-        raise _refusal(str(folder), problem, "one label file", "remove the others", code="label-conflict")
+        raise error_at(str(folder), problem, "one label file", "remove the others", code="label-conflict")
     return str(paths[0]) if paths else None
 
 
@@ -63,19 +63,10 @@ def name_problems(names: Sequence[Any], place: str, *, first: int = 1) -> list[P
     """Return the problems of names; `place` is a pattern of their places, counted from `first`."""
     if _are_valid(names):
         return []
-    problems = []
-    seen: dict[str, int] = {}
-    for number, name in enumerate(names, start=first):
-        where, expected = place.format(number), "different names, as text"
-        if text_problem := _text_problem(name, where, expected, kind="label"):
-            problems.append(text_problem)
-        elif name in seen:
-            problem = f"the label {shorten(name)} is repeated (first at {place.format(seen[name])})"
-            fix = "rename or remove one of the two"
-            problems.append(Problem(where, problem, expected, fix, code="label-invalid"))
-        else:
-            seen[name] = number
-    return problems
+    fix, expected = "rename or remove one of the two", "different names, as text"
+    return _spelling_problems(
+        enumerate(names, first), place, kind="label", expected=expected, fix=fix, seen={}
+    )
 
 
 def _are_valid(names: Sequence[Any]) -> bool:
@@ -100,23 +91,37 @@ def alias_problems(
     """
     if not any(aliases):
         return []
+    seen = {name: number for number, name in enumerate(names, first) if isinstance(name, str)}
+    numbered = ((number, alias) for number, own in enumerate(aliases, first) for alias in own)
+    fix, expected = "remove one of the two", "spellings that no other label has, as text"
+    return _spelling_problems(numbered, place, kind="alias", expected=expected, fix=fix, seen=seen)
+
+
+def _spelling_problems(
+    spellings: Iterable[tuple[int, Any]],
+    place: str,
+    *,
+    kind: str,
+    expected: str,
+    fix: str,
+    seen: dict[str, int],
+) -> list[Problem]:
+    """Return the problems of numbered names or aliases; `seen` has the numbers of earlier spellings."""
     problems = []
-    seen = {name: number for number, name in enumerate(names, start=first) if isinstance(name, str)}
-    for number, spellings in enumerate(aliases, start=first):
-        for alias in spellings:
-            where, expected = place.format(number), "spellings that no other label has, as text"
-            if text_problem := _text_problem(alias, where, expected, kind="alias"):
-                problems.append(text_problem)
-            elif is_whole(alias):
-                problem = f"the alias {shorten(alias)} is a whole number, which is an id in rows"
-                fix = "remove it, or make it the name"
-                problems.append(Problem(where, problem, expected, fix, code="label-invalid"))
-            elif alias in seen:
-                problem = f"the alias {shorten(alias)} is repeated (first at {place.format(seen[alias])})"
-                fix = "remove one of the two"
-                problems.append(Problem(where, problem, expected, fix, code="label-invalid"))
-            else:
-                seen[alias] = number
+    for number, spelling in spellings:
+        where = place.format(number)
+        if text_problem := _text_problem(spelling, where, expected, kind=kind):
+            problems.append(text_problem)
+        elif kind == "alias" and is_whole(spelling):
+            problem = f"the alias {shorten(spelling)} is a whole number, which is an id in rows"
+            remove = "remove it, or make it the name"
+            problems.append(Problem(where, problem, expected, remove, code="label-invalid"))
+        elif spelling in seen:
+            first_place = place.format(seen[spelling])
+            problem = f"the {kind} {shorten(spelling)} is repeated (first at {first_place})"
+            problems.append(Problem(where, problem, expected, fix, code="label-invalid"))
+        else:
+            seen[spelling] = number
     return problems
 
 
@@ -160,25 +165,21 @@ def _read_file(path: str) -> str:
     try:
         if os.path.getsize(path) > MAX_LABEL_FILE:
             problem = f"the file has over {MAX_LABEL_FILE:,} bytes"
-            raise _refusal(path, problem, expected, name_file, code="file-format")
+            raise error_at(path, problem, expected, name_file, code="file-format")
         with open(path, "rb") as stream:
             content = stream.read().removeprefix(b"\xef\xbb\xbf")
         text = content.decode("utf-8")
     except OSError as error:
         problem = f"the file cannot be read ({error.strerror or type(error).__name__})"
         code = "path-not-found" if isinstance(error, FileNotFoundError) else "path-access"
-        raise _refusal(path, problem, expected, "check the path", code=code) from error
+        raise error_at(path, problem, expected, "check the path", code=code) from error
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         problem, fix = f"byte 0x{content[error.start]:02x} is not UTF-8", "save the file as UTF-8"
-        raise _refusal(f"{path}:{line}", problem, expected, fix, code="file-encoding") from error
+        raise error_at(f"{path}:{line}", problem, expected, fix, code="file-encoding") from error
     if "\0" in text:
-        raise _refusal(path, "found binary data", expected, name_file, code="file-format")
+        raise error_at(path, "found binary data", expected, name_file, code="file-format")
     return text
-
-
-def _refusal(where: str, problem: str, expected: str, fix: str, *, code: str) -> TaskHeadsError:
-    return TaskHeadsError(Problem(where, problem, expected, fix, code=code))
 
 
 def _from_lines(path: str, text: str) -> LabelTexts:
@@ -239,7 +240,7 @@ def _entries(path: str, value: Any) -> list[tuple[str, dict[str, Any]]]:
     if not isinstance(value, list) or not value:
         expected = f"a list of names, of {{{', '.join(KEYS)}}}, or a mapping name: description"
         problem, fix = f"found {shorten(value)}", "write one entry per label"
-        raise _refusal(path, problem, expected, fix, code="label-invalid")
+        raise error_at(path, problem, expected, fix, code="label-invalid")
     return [
         (f"{path}:label {number}", item if isinstance(item, dict) else {"name": item})
         for number, item in enumerate(value, start=1)
@@ -282,7 +283,7 @@ def _parse_yaml(path: str, text: str) -> Any:
     if problem or len(root) > 1:
         problem = problem or "found several documents"
         fix = "correct the syntax; quote names that contain : or #"
-        raise _refusal(where, problem, "names, with descriptions and examples", fix, code="file-format")
+        raise error_at(where, problem, "names, with descriptions and examples", fix, code="file-format")
     return root[0] if root else None
 
 

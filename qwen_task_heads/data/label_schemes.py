@@ -23,12 +23,11 @@ from itertools import chain
 
 from qwen_task_heads.data.label_files import is_whole
 from qwen_task_heads.data.label_values import are_codes
-from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.data.labels import SHOWN, LabelMap
 from qwen_task_heads.data.raw_texts import RawTarget, RowProblem
-from qwen_task_heads.data.text_layout import ANSWERS
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.data.schema import ANSWERS
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 
-SHOWN = 8  # labels named in a message
 FREE_ROWS = 20  # minimum number of rows to refuse labels that are nearly as many as the rows
 CORRECT_NAME = "correct one of the two, or drop the column of names"
 CORRECT_LABEL = "correct it, or name a label file that has it with --labels"
@@ -135,11 +134,6 @@ def derive_scheme(
         raise error_at(source, problem, "labels of several rows each", fix, code="label-invalid")
     labels = LabelMap(tuple(sorted(named)))
     return _checked(Scheme(problem_type, labels, "the names in train, sorted", has_ids=False), source)
-
-
-def error_at(where: str, problem: str, expected: str, fix: str, *, code: str) -> TaskHeadsError:
-    """Return an error with one problem."""
-    return TaskHeadsError(Problem(where, problem, expected, fix, code=code))
 
 
 def in_quotes(raw: RawTarget, value: int | str) -> Problem:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qwen_task_heads.data.example_columns import are_soft, label_counts
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.keys import text_key
-from qwen_task_heads.data.label_schemes import SHOWN, Scheme
-from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.data.label_schemes import Scheme
+from qwen_task_heads.data.labels import LabelMap, few_names
 from qwen_task_heads.errors import Problem, shorten
 
 
@@ -35,24 +34,23 @@ def label_lines(train: Sequence[TextExample], scheme: Scheme) -> list[str]:
     names = scheme.labels.names
     if scheme.problem_type == "regression":
         scores = f"{len(names):,} score{'' if len(names) == 1 else 's'}"
-        return [f"labels: {scores} ({_few(names)}), by {scheme.origin}"]
-    lines = [f"labels: {len(names):,} by {scheme.origin} ({_few(names)})"]
+        return [f"labels: {scores} ({few_names(names)}), by {scheme.origin}"]
+    lines = [f"labels: {len(names):,} by {scheme.origin} ({few_names(names)})"]
     counts = label_counts(train)
     never = [name for place, name in enumerate(names) if place not in counts]
     if never:
-        lines.append(f"labels: {len(never):,} without rows in train ({_few(never)})")
+        lines.append(f"labels: {len(never):,} without rows in train ({few_names(never)})")
     joined = [name for name in names if "|" in name and {*map(str.strip, name.split("|"))} <= {*names}]
     if joined and scheme.problem_type != "multi_label_classification":
         lines.append(
-            f"labels: {len(joined):,} are others joined by '|' ({_few(joined)}); for several labels in a "
-            "row, name the column 'labels'"
+            f"labels: {len(joined):,} are others joined by '|' ({few_names(joined)}); for several labels in "
+            "a row, name the column 'labels'"
         )
     folded = scheme.labels.folded
     if len(folded) < len(names):
         similar = [name for name in names if folded[text_key(name)] != name]
-        lines.append(
-            f"labels: {len(similar):,} differ from others only in case, width or spacing ({_few(similar)})"
-        )
+        differ = f"{len(similar):,} differ from others only in case, width or spacing"
+        lines.append(f"labels: {differ} ({few_names(similar)})")
     return lines
 
 
@@ -76,8 +74,3 @@ def example_lines(splits: Mapping[str, Sequence[TextExample]], labels: LabelMap)
                 f"on {split} are too high (first: of {shorten(name, 40)}, as {Path(where).name})"
             )
     return lines
-
-
-def _few(names: Iterable[str]) -> str:
-    listed = [shorten(name, 40) for name in islice(names, SHOWN + 1)]
-    return ", ".join(listed[:SHOWN]) + (", …" if len(listed) > SHOWN else "")

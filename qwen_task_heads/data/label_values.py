@@ -27,7 +27,7 @@ from qwen_task_heads.data.cells import MISSING, is_decimal, whole_number
 from qwen_task_heads.data.label_files import is_whole
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.raw_texts import RawTarget, RawTexts, RowProblem
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import error_at, shorten
 
 SEPARATORS = {";": re.compile("[;；]"), ",": re.compile("[,，、]")}
 DIGIT = re.compile(r"\d")
@@ -67,11 +67,14 @@ def resolve_labels(
         >>> resolve_labels(raw, [], LabelMap(("sport", "trade"))), [target.value for target in raw.targets]
         (', ids in quotes', [1, 0])
     """
-    if train.kind == "regression" or train.target == "probabilities":
+    if train.kind == "regression":
         return ""
     datasets = [train, *others, *mixed]
     for raw in datasets:
         _resolve_floats(raw)
+    if train.target == "probabilities":
+        return ""
+    for raw in datasets:
         _refuse_missing(raw, labels)
     if train.kind == MULTI:
         _split_labels(datasets, labels)
@@ -172,7 +175,7 @@ def _conversion(train: RawTexts, labels: LabelMap | None, *, is_class: bool) -> 
             "pass --problem_type regression for scores; for classes, pass --problem_type "
             "single_label_classification, or name them in labels.yaml (--labels)"
         )
-        raise TaskHeadsError(Problem(texts[text], problem, expected, fix, code="value-type"))
+        raise error_at(texts[text], problem, expected, fix, code="value-type")
     return _as_name if are_codes(texts) else None
 
 
@@ -274,7 +277,7 @@ def _split_labels(datasets: Sequence[RawTexts], labels: LabelMap | None) -> None
             problem = f"found {shorten(name)}, in which {mark!r} may separate labels or be part of a name"
             expected = "labels separated by '|', or a list"
             fix = "write a|b or a list for several labels; or name all labels in labels.yaml (--labels)"
-            raise TaskHeadsError(Problem(where, problem, expected, fix, code="label-invalid"))
+            raise error_at(where, problem, expected, fix, code="label-invalid")
 
 
 def _split_row(row: RawTarget, *, pattern: re.Pattern[str], known: Iterable[str]) -> RawTarget:
@@ -298,4 +301,4 @@ def _refuse_zeros_and_ones(train: RawTexts) -> None:
         problem = f"found rows of zeros and ones in {train.target!r}"
         expected = "the ids or names of the labels of each row"
         fix = "write the ids of the labels, such as [1] for [0, 1]"
-        raise TaskHeadsError(Problem(train.stated[0].where, problem, expected, fix, code="label-invalid"))
+        raise error_at(train.stated[0].where, problem, expected, fix, code="label-invalid")

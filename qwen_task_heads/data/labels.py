@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from qwen_task_heads.data.keys import text_key
@@ -26,11 +27,13 @@ from qwen_task_heads.data.label_files import (
     parent_problems,
     read_label_file,
 )
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 from qwen_task_heads.hubcode.encoding_task_heads import as_list
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+SHOWN = 8  # labels named in a message
 
 
 @dataclass(frozen=True)
@@ -222,9 +225,7 @@ class LabelMap:
         id2label = {int(key): value for key, value in (config.id2label or {}).items()}
         if not id2label or sorted(id2label) != list(range(len(id2label))):
             problem, fix = f"found the ids {shorten(sorted(id2label))}", "correct it in config.json"
-            raise TaskHeadsError(
-                Problem("config.id2label", problem, "0 to K-1, each once", fix, code="config-invalid")
-            )
+            raise error_at("config.id2label", problem, "0 to K-1, each once", fix, code="config-invalid")
         names = tuple(id2label[place] for place in range(len(id2label)))
         values = vars(config)
         labels = cls(
@@ -241,7 +242,7 @@ class LabelMap:
             problem = f"label2id is {shorten(given)}"
             expected = f"the inverse of id2label, {shorten(labels.label2id)}"
             fix = "correct it in config.json, or remove it there"
-            raise TaskHeadsError(Problem("config.label2id", problem, expected, fix, code="config-invalid"))
+            raise error_at("config.label2id", problem, expected, fix, code="config-invalid")
         return labels
 
 
@@ -279,7 +280,18 @@ def check_same(labels: LabelMap, model: LabelMap, *, where: str = "labels") -> N
     if set(labels.names) != set(model.names):
         fix += ", or name by --labels a file of these labels, followed by the other labels of the model"
     fix += ", or train a new model: give a plain backbone as --model_name_or_path"
-    raise TaskHeadsError(Problem(where, problem, expected, fix, code="label-conflict"))
+    raise error_at(where, problem, expected, fix, code="label-conflict")
+
+
+def few_names(names: Iterable[str]) -> str:
+    """Return at most `SHOWN` names, quoted and joined for a message.
+
+    Example:
+        >>> few_names(str(number) for number in range(9))
+        "'0', '1', '2', '3', '4', '5', '6', '7', …"
+    """
+    listed = [shorten(name, 40) for name in islice(names, SHOWN + 1)]
+    return ", ".join(listed[:SHOWN]) + (", …" if len(listed) > SHOWN else "")
 
 
 def _as_tuple(values: Any) -> Any:

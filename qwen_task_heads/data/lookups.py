@@ -21,7 +21,7 @@ Design:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +83,6 @@ class LookupReport:
             was_cut: whether the split was cut from train instead of given.
 
         Example:
-            >>> from qwen_task_heads.data.lookups import LookupReport
             >>> values = {"rows": 100, "known": 90, "accuracy": 0.9, "chance": 0.5, "p_value": 1e-9}
             >>> LookupReport(split="test", noun="pairs", **values).line()[:75]
             'LEAK: 90 of 100 pairs of test (90%) are known from train, and a lookup of t'
@@ -113,7 +112,6 @@ def look_up_titles(train: Sequence[PairExample], rows: Sequence[PairExample]) ->
     """Return the scores (B,) of chosen and rejected titles by wins in train, and which rows (B,) are known.
 
     Example:
-        >>> from qwen_task_heads.data.lookups import look_up_titles
         >>> train = [PairExample(chosen="A", rejected="B"), PairExample(chosen="A", rejected="C")]
         >>> rows = [PairExample(chosen="a", rejected="new"), PairExample(chosen="D", rejected="E")]
         >>> chosen, rejected, known = look_up_titles(train, rows)
@@ -139,7 +137,6 @@ def look_up_texts(train: Sequence[TextExample], rows: Sequence[TextExample]) -> 
     """Return a map of known rows to the targets in train of the same text, or pair of texts in their order.
 
     Example:
-        >>> from qwen_task_heads.data.lookups import look_up_texts
         >>> train = [TextExample(text="Fine", target=1), TextExample(text="Poor", target=0)]
         >>> look_up_texts(train, [TextExample(text="fine ", target=1), TextExample(text="New", target=0)])
         {0: [1]}
@@ -160,7 +157,6 @@ def report_titles(train: Sequence[PairExample], rows: Sequence[PairExample], *, 
     """Measure a lookup of the training pairs on dev or test.
 
     Example:
-        >>> from qwen_task_heads.data.lookups import report_titles
         >>> train = [PairExample(chosen=f"a{n}", rejected=f"b{n}") for n in range(9)]
         >>> rows = [PairExample(chosen=f"a{n}", rejected=f"c{n}", group=f"g{n}") for n in range(9)]
         >>> report_titles(train, rows, split="test").leaks, report_titles(train, [], split="dev").leaks
@@ -180,7 +176,6 @@ def report_texts(
     """Measure a lookup of the training texts on dev or test.
 
     Example:
-        >>> from qwen_task_heads.data.lookups import report_texts
         >>> train = [TextExample(text=f"text {n}", target=n % 2) for n in range(20)]
         >>> kind = "single_label_classification"
         >>> report_texts(train, train, split="test", problem_type=kind).leaks
@@ -205,12 +200,6 @@ def report_texts(
         chance = np.array([float(own == trivial) for own in targets])
     groups = [row.group or place for place, row in enumerate(known)]
     return _report(fields, credit, chance, groups)
-
-
-def leak_lines(reports: Mapping[str, LookupReport], *, were_cut: Collection[str] = ()) -> list[str]:
-    """Return the messages of all splits with a leak; `were_cut` names the splits that were cut from train."""
-    lines = (report.line(was_cut=split in were_cut) for split, report in reports.items())
-    return [line for line in lines if line]
 
 
 def _report(fields: Mapping[str, Any], credit: Floats, chance: Floats, groups: Sequence[Any]) -> LookupReport:

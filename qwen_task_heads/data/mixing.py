@@ -21,15 +21,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 
 import numpy as np
 
+from qwen_task_heads.data.datasets import name_of, read_split
 from qwen_task_heads.data.example_columns import hashed, joined
 from qwen_task_heads.data.example_tables import TextTable
 from qwen_task_heads.data.examples import TextExample
-from qwen_task_heads.data.hub_datasets import NoSuchSplit
 from qwen_task_heads.data.keys import Hashes, combine, within
 from qwen_task_heads.data.label_files import find_label_file
 from qwen_task_heads.data.label_schemes import Scheme, labels_of, states_ids
@@ -38,7 +37,7 @@ from qwen_task_heads.data.raw_texts import RawTarget, RawTexts
 from qwen_task_heads.data.sequences import pick
 from qwen_task_heads.data.splits import hash_rows
 from qwen_task_heads.data.text_targets import resolve_all
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 
 RATIO = 2.0  # own rows per row of another data set
 APART = 2.0  # a larger factor between median lengths gives a message
@@ -74,7 +73,6 @@ def mix_in(
         TaskHeadsError: the ratio is not a positive number, or no row can be added.
 
     Example:
-        >>> from qwen_task_heads.data.mixing import mix_in
         >>> own = [TextExample(text=f"own {n}", target=0) for n in range(10)]
         >>> others = [TextExample(text=f"new {n}", target=1) for n in range(90)]
         >>> rows, messages = mix_in(own, others, apart=[TextExample(text="New  5", target=1)])
@@ -90,13 +88,11 @@ def mix_in(
     if new and not usable:
         problem, expected = "every text has contradictory labels", "one label for one text"
         fix = "correct the labels, or name another data set with --mix"
-        raise TaskHeadsError(Problem(name, problem, expected, fix, code="rows-conflict"))
+        raise error_at(name, problem, expected, fix, code="rows-conflict")
     if not usable:
         problem = "all rows are already in train, dev or test" if others else "found no usable row"
         fix = "name another data set with --mix, or drop it"
-        raise TaskHeadsError(
-            Problem(name, problem, "a data set with rows of its own", fix, code="rows-too-few")
-        )
+        raise error_at(name, problem, "a data set with rows of its own", fix, code="rows-too-few")
     wanted = max(1, round(len(train) / ratio))
     chosen = np.sort(usable[:wanted])
     rows_at = dict(zip(chosen.tolist(), pick(new, chosen), strict=True))  # read in the order of the file
@@ -122,9 +118,7 @@ def check_ratio(ratio: float) -> None:
     """Refuse a ratio that is not a positive number."""
     if not (math.isfinite(ratio) and ratio > 0):
         fix = "choose such as 2: two own rows to one other"
-        raise TaskHeadsError(
-            Problem("mix_ratio", f"found {ratio}", "a number over 0", fix, code="option-range")
-        )
+        raise error_at("mix_ratio", f"found {ratio}", "a number over 0", fix, code="option-range")
 
 
 def _keys(rows: Sequence[TextExample]) -> Hashes:
@@ -170,10 +164,7 @@ def read_others(
     problems: list[Problem] = []
     for place in places:
         try:
-            try:
-                others[place] = read(place, None if Path(place).is_file() else "train")
-            except NoSuchSplit:
-                others[place] = read(place, None)
+            others[place] = read_split("train", place, read=read)
             problems += others[place].file_problems
         except TaskHeadsError as error:
             problems += error.problems
@@ -182,7 +173,7 @@ def read_others(
 
 def names_of(places: Iterable[str]) -> str:
     """Return the names of data sets without folders, because the model card has the messages too."""
-    return " and ".join(Path(place).name if Path(place).exists() else place for place in places)
+    return " and ".join(map(name_of, places))
 
 
 def resolve_others(
@@ -231,7 +222,7 @@ def _named(
         names = LabelMap.read(label_file).names
     if names == scheme.labels.names and scheme.has_ids:
         return raw, []
-    named = raw.with_targets([_with_names(row, names) for row in raw.targets])
+    named = replace(raw, targets=[_with_names(row, names) for row in raw.targets])
     if not states_ids(named.stated):
         return named, []
     if names or not states_ids(own):
@@ -239,7 +230,7 @@ def _named(
         problem = "found a label id, which may mean another label in this data set"
         expected = "names or aliases of the labels, or ids with their names"
         fix = "write 'label_name' next to the ids, or put class.txt or labels.yaml next to the file"
-        raise TaskHeadsError(Problem(first, problem, expected, fix, code="label-conflict"))
+        raise error_at(first, problem, expected, fix, code="label-conflict")
     return named, [f"the ids of {names_of([place])} are read as those of train: it does not name them"]
 
 
@@ -264,7 +255,7 @@ def _unknown(raw: RawTexts, scheme: Scheme) -> tuple[list[Problem], set[str]]:
     for code, target in enumerate(raw.targets):
         for label in labels_of(target) if code not in raw.refused_targets else ():
             if isinstance(label, str) and label not in scheme.labels.spelled:
-                rows = [raw.places[row] for row in raw.rows_with(code).tolist()]
+                rows = [raw.rows.places[row] for row in raw.rows_with(code).tolist()]
                 places.setdefault(label, []).extend(rows)
     expected = shorten(scheme.labels.names[:8], 120)
     fix = "make it an alias in labels.yaml, or leave these rows out with --bad_rows skip"

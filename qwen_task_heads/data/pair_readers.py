@@ -5,44 +5,30 @@ Design:
   (`bad_rows="raise"`), or the report counts and keeps the defects (`bad_rows="skip"`).
 - Defects of a whole file (kind, columns, swapped titles) always raise: skipping them would skip the file.
 - Preference signals (votes, clicks) only set `preference`; the recipe decides whether training uses it.
-- `sources.py` turns bytes into rows; `pair_scan.py` turns the columns of rows into pairs and arms.
-
-Accepted rows (`prompt`, `margin`, `weight` and one of `group_id`, `test_id`, `group` are optional):
-
-| row | columns |
-|---|---|
-| pair | chosen, rejected: text, with or without <title>…</title>; other layouts: `pair_texts.py` |
-| pair with votes | … votes_chosen, votes_rejected, optionally votes_skip |
-| pair with clicks | … chosen_clicks, chosen_impressions, rejected_clicks, rejected_impressions |
-| pair with a probability | … preference, from 0 to 1 |
-| arm of an experiment | headline or title, impressions, clicks, and one of the group columns |
+- `sources.py` turns bytes into rows; `pair_scan.py` turns their columns (`schema.py`) into pairs and arms.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from qwen_task_heads.data.batches import RowSource
-from qwen_task_heads.data.checks import Finding, ReadReport, examine, swapped_problem
-from qwen_task_heads.data.example_columns import hashed
+from qwen_task_heads.data.checks import Finding, ReadReport, bad_rows_problems, examine, swapped_problem
+from qwen_task_heads.data.example_columns import group_keys
 from qwen_task_heads.data.examples import GroupExample, PairExample
 from qwen_task_heads.data.file_options import PLAIN, FileOptions
 from qwen_task_heads.data.hub_datasets import rows_of
-from qwen_task_heads.data.keys import KEYS, hash_keys
 from qwen_task_heads.data.pair_layout import read_layout
 from qwen_task_heads.data.pair_scan import PairScan
-from qwen_task_heads.data.preferences import groups_to_pairs
-from qwen_task_heads.data.raw_pairs import ArmColumns, PairColumns
+from qwen_task_heads.data.raw_pairs import RawPairs
 from qwen_task_heads.data.scanning import scan_file
 from qwen_task_heads.data.sources import open_source
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
-
-__all__ = ["PairData", "groups_to_pairs", "pair_to_row", "pairs_of_rows", "read_pairs"]
+from qwen_task_heads.errors import Problem, TaskHeadsError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,22 +46,6 @@ class PairData:
     groups: Sequence[GroupExample]
     report: ReadReport
     unread: tuple[str, ...] = ()
-
-
-@dataclass
-class _Collected:
-    """Rows, counts and problems over all files of a source."""
-
-    pairs: PairColumns = field(default_factory=PairColumns)
-    arms: ArmColumns = field(default_factory=ArmColumns)
-    rows_read: int = 0
-    refused: int = 0
-    problems: list[Problem] = field(default_factory=list)
-    file_problems: list[Problem] = field(default_factory=list)
-    swapped: list[str] = field(default_factory=list)
-    with_signals: int = 0
-    conversations: list[str] = field(default_factory=list)
-    several: int = 0  # pairs beyond the first of their row
 
 
 def read_pairs(
@@ -119,22 +89,19 @@ def read_pairs(
         >>> pair.chosen, pair.rejected, pair.preference
         ('A', 'B', 0.75)
     """
-    if bad_rows not in ("raise", "skip"):
-        problem = f"found {shorten(bad_rows)}"
-        raise TaskHeadsError(
-            Problem("bad_rows", problem, "raise, skip", "choose one of them", code="option-value")
-        )
-    collected, unread = _Collected(), dict[str, None]()
+    if problems := bad_rows_problems(bad_rows):
+        raise TaskHeadsError(problems)
+    raw = RawPairs(source=os.fspath(source))
     for rows in open_source(source, split=split, hub=hub, options=options):
-        unread.update(dict.fromkeys(_read_file(rows, collected)))
-    return _finish(os.fspath(source), collected, unread, skip=bad_rows == "skip")
+        _read_file(rows, raw)
+    return _finish(raw, skip=bad_rows == "skip")
 
 
 def pairs_of_rows(rows: Any, *, name: str) -> PairData:
     """Read preferences from rows in memory, validated as those of a file.
 
     Args:
-        rows: a `datasets.Dataset`, or dicts, with the columns that are listed above.
+        rows: a `datasets.Dataset`, or dicts, with the columns of `schema.py`.
         name: name of the rows in messages: `name:row 17`, counted from 1.
 
     Raises:
@@ -145,80 +112,50 @@ def pairs_of_rows(rows: Any, *, name: str) -> PairData:
         >>> pairs_of_rows([{"chosen": "A", "rejected": "B"}], name="train_dataset").pairs[0].source
         'train_dataset:row 1'
     """
-    collected = _Collected()
-    unread = _read_file(rows_of(name, rows), collected)
-    return _finish(name, collected, unread, skip=False)
+    raw = RawPairs(source=name)
+    _read_file(rows_of(name, rows), raw)
+    return _finish(raw, skip=False)
 
 
-def _read_file(rows: RowSource, collected: _Collected) -> Iterable[str]:
-    """Read one file, and return the columns that are ignored."""
-
-    def start(where: str, columns: Collection[str]) -> PairScan:
-        return PairScan(collected, read_layout(where, columns))
-
-    scan, _ = scan_file(rows, collected, start=start)
-    return () if scan is None else scan.layout.unread
+def _read_file(rows: RowSource, raw: RawPairs) -> None:
+    scan_file(rows, raw, start=lambda where, columns: PairScan(raw, read_layout(where, columns)))
 
 
-def _finish(source: str, collected: _Collected, unread: Iterable[str], *, skip: bool) -> PairData:
+def _finish(raw: RawPairs, *, skip: bool) -> PairData:
     """Raise the collected problems, or return the data with its report."""
-    experiments = collected.arms.experiments()
+    experiments = raw.arms.experiments()
     # A lone arm is not a defect: experiments on images have one headline, which gives no pair.
-    collected.refused += len(experiments.conflicts) + len(experiments.lone)
-    collected.problems += experiments.conflicts
-    used = collected.rows_read - collected.refused
-    swapped = swapped_problem(source, swapped=len(collected.swapped), with_signals=collected.with_signals)
-    problems = collected.file_problems + ([swapped] if swapped else []) + ([] if skip else collected.problems)
+    refused = raw.refused + len(experiments.conflicts) + len(experiments.lone)
+    refusals = [*raw.problems, *experiments.conflicts]
+    used = raw.rows_read - refused
+    problems = raw.file_problems + swapped_problem(
+        raw.source, swapped=len(raw.swapped), with_signals=raw.with_signals
+    )
+    problems += [] if skip else refusals
     if not problems and not used:
-        problem = f"none of {collected.rows_read:,} rows can be used"
+        problem = f"none of {raw.rows_read:,} rows can be used"
         if experiments.lone:
             problem += f" ({len(experiments.lone):,} arms are alone in their experiments)"
         expected = "at least one pair, or one experiment of two headlines"
-        fix = "correct the rows below" if collected.problems else "add the other headlines of an experiment"
-        problems = [Problem(source, problem, expected, fix, code="rows-too-few"), *collected.problems]
+        fix = "correct the rows below" if refusals else "add the other headlines of an experiment"
+        problems = [Problem(raw.source, problem, expected, fix, code="rows-too-few"), *refusals]
     if problems:
         raise TaskHeadsError(problems)
-    pairs = collected.pairs.table()
-    findings = examine(pairs, swapped=collected.swapped)
+    pairs = raw.pairs.table()
     extra = (
-        Finding("conversation", tuple(collected.conversations)),
+        Finding("conversation", tuple(raw.conversations)),
         Finding("pooled", tuple(experiments.pooled)),
         Finding("lone", tuple(experiments.lone)),
     )
-    findings += tuple(finding for finding in extra if finding.count)
-    keys = hashed(pairs, "group")
-    keys = keys[keys != hash_keys([KEYS["group"]("")])[0]]
-    groups = np.union1d(keys, hashed(experiments.table, "group"))
     report = ReadReport(
-        source=source,
-        rows_read=collected.rows_read,
+        source=raw.source,
+        rows_read=raw.rows_read,
         used=used,
-        refused=collected.refused,
+        refused=refused,
         pairs=len(pairs),
-        several=collected.several,
-        groups=len(groups),
-        refusals=tuple(collected.problems),
-        findings=findings,
+        several=raw.several,
+        groups=len(np.union1d(group_keys(pairs), group_keys(experiments.table))),
+        refusals=tuple(refusals),
+        findings=(*examine(pairs, swapped=raw.swapped), *(finding for finding in extra if finding.count)),
     )
-    return PairData(pairs=pairs, groups=experiments.table, report=report, unread=tuple(unread))
-
-
-def pair_to_row(pair: PairExample) -> dict[str, Any]:
-    """Convert a pair to a row that `read_pairs` reads back, equal up to `source`, the place of the row.
-
-    Example:
-        >>> pair_to_row(PairExample(chosen="A", rejected="B", group="t1"))
-        {'chosen': 'A', 'rejected': 'B', 'group_id': 't1'}
-    """
-    row: dict[str, Any] = {"chosen": pair.chosen, "rejected": pair.rejected}
-    if pair.prompt:
-        row["prompt"] = pair.prompt
-    if pair.margin is not None:
-        row["margin"] = pair.margin
-    if pair.preference is not None:
-        row["preference"] = pair.preference
-    if pair.weight != 1.0:
-        row["weight"] = pair.weight
-    if pair.group:
-        row["group_id"] = pair.group
-    return row
+    return PairData(pairs=pairs, groups=experiments.table, report=report, unread=tuple(raw.unread))

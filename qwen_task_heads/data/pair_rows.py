@@ -1,19 +1,19 @@
-"""A row of preferences -> a pair or an arm, or every problem of that row."""
+"""A row of preferences -> pairs or an arm, or every problem of that row."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import nan
+from typing import Any
 
-from qwen_task_heads.data.pair_columns import (
-    MAX_NUMBER,
-    MIN_WEIGHT,
-    RowReader,
-    read_signals,
-    refuse_misspelt,
-    require,
-)
-from qwen_task_heads.data.pair_layout import GROUP, HEADLINE, Layout
-from qwen_task_heads.data.pair_texts import PairTexts, read_prompt, read_texts
+from qwen_task_heads.data.click_rates import preference_from_clicks
+from qwen_task_heads.data.pair_layout import PairLayout
+from qwen_task_heads.data.pair_texts import PairTexts, read_prompt, read_texts, read_title
+from qwen_task_heads.data.preferences import preference_from_votes
+from qwen_task_heads.data.row_reader import MAX_NUMBER, RowReader
+from qwen_task_heads.data.schema import GROUP, HEADLINE, SIGNALS, VOTES, first_of
+
+NO_MORE_CLICKS = "at most as many clicks as impressions"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,25 +33,26 @@ class PairRow:
     group: str
     swapped: bool | None
 
+    def pairs(self) -> list[dict[str, Any]]:
+        """Return the columns of each pair, NaN for None."""
+        shared = {
+            "chosen": self.texts.chosen,
+            "prompt": self.texts.prompt,
+            "group": self.group,
+            "margin": nan if self.margin is None else self.margin,
+            "preference": nan if self.preference is None else self.preference,
+            "weight": self.weight,
+        }
+        return [{**shared, "rejected": rejected} for rejected in self.texts.rejected]
 
-@dataclass(frozen=True, kw_only=True)
-class ArmRow:
-    """A row of arms: a title of an experiment, with its counts."""
 
-    title: str
-    prompt: str
-    group: str
-    clicks: int
-    impressions: int
-
-
-def read_pair(row: RowReader, layout: Layout) -> PairRow | None:
+def read_pair(row: RowReader, layout: PairLayout) -> PairRow | None:
     """Read a row of pairs, with one or more rejected titles; return None if `row.problems` has any."""
-    refuse_misspelt(row, layout, layout.titles)
-    texts = read_texts(row, layout) if require(row, layout, layout.titles) else None
+    row.refuse_misspelt(layout, layout.titles)
+    texts = read_texts(row, layout) if row.require(layout, layout.titles) else None
     margin = row.number("margin", low=-MAX_NUMBER, high=MAX_NUMBER, expected="a number from -1e6 to 1e6")
-    weight = row.number("weight", low=MIN_WEIGHT, high=MAX_NUMBER, expected="a number from 1e-6 to 1e6")
-    preference, swapped = read_signals(row, layout)
+    weight = row.weight()
+    preference, swapped = _read_signals(row, layout)
     group = row.group()
     if texts is not None and len(texts.rejected) > 1 and preference is not None:
         problem = f"found votes, clicks or a preference for {len(texts.rejected):,} rejected titles"
@@ -60,23 +61,17 @@ def read_pair(row: RowReader, layout: Layout) -> PairRow | None:
     if row.problems or texts is None:
         return None
     return PairRow(
-        texts=texts,
-        margin=margin,
-        preference=preference,
-        weight=1.0 if weight is None else weight,
-        group=group,
-        swapped=swapped,
+        texts=texts, margin=margin, preference=preference, weight=weight, group=group, swapped=swapped
     )
 
 
-def read_arm(row: RowReader, layout: Layout) -> ArmRow | None:
-    """Read an arm; return None if `row.problems` has any."""
-    headline = next((name for name in HEADLINE if name in row.values), _first_present(HEADLINE, layout))
-    group = next((name for name in GROUP if name in row.values), _first_present(GROUP, layout))
+def read_arm(row: RowReader, layout: PairLayout) -> dict[str, Any] | None:
+    """Read the columns of an arm; return None if `row.problems` has any."""
+    headline, group = (_column_of(row, layout, names) for names in (HEADLINE, GROUP))
     needed = (headline, "impressions", "clicks", group)
-    refuse_misspelt(row, layout, needed)
-    complete = require(row, layout, needed)
-    title = row.title(headline) if headline in row.values else ""
+    row.refuse_misspelt(layout, needed)
+    complete = row.require(layout, needed)
+    title = read_title(row, headline, row.values[headline]) if headline in row.values else ""
     clicks, impressions = row.count("clicks"), row.count("impressions")
     prompt, key = "\n".join(read_prompt(row, layout)[0]).strip(), row.group()
     for column, value in (("clicks", clicks), ("impressions", impressions)):
@@ -84,17 +79,55 @@ def read_arm(row: RowReader, layout: Layout) -> ArmRow | None:
             problem = f"{column!r} is empty"
             row.refuse(problem, "a whole number from 0", "fill in the count", code="value-missing")
     if group in row.values and not key and not row.problems:
-        row.refuse(
-            f"{group!r} is empty", "the key of the experiment", "fill in the key", code="value-missing"
-        )
+        problem, expected = f"{group!r} is empty", "the key of the experiment"
+        row.refuse(problem, expected, "fill in the key", code="value-missing")
     if clicks is not None and impressions is not None and clicks > impressions:
         problem = f"found {clicks:,} clicks of {impressions:,} impressions"
-        expected = "at most as many clicks as impressions"
-        row.refuse(problem, expected, "correct the counts", code="value-conflict")
-    if row.problems or not complete or clicks is None or impressions is None:
+        row.refuse(problem, NO_MORE_CLICKS, "correct the counts", code="value-conflict")
+    if row.problems or not complete:
         return None
-    return ArmRow(title=title, prompt=prompt, group=key, clicks=clicks, impressions=impressions)
+    return {"title": title, "prompt": prompt, "group": key, "clicks": clicks, "impressions": impressions}
 
 
-def _first_present(names: tuple[str, ...], layout: Layout) -> str:
-    return next((name for name in names if name not in layout.absent), names[0])
+def _column_of(row: RowReader, layout: PairLayout, names: tuple[str, ...]) -> str:
+    """Return the first of some columns that the row has, or else that any row has."""
+    return first_of(names, row.values) or next(
+        (name for name in names if name not in layout.absent), names[0]
+    )
+
+
+def _read_signals(row: RowReader, layout: PairLayout) -> tuple[float | None, bool | None]:
+    """Read the preference signals of a row: votes, clicks or a probability.
+
+    Returns:
+        P(chosen preferred), and whether the signals prefer the rejected title; None without signals.
+    """
+    present = [names for names in SIGNALS if any(map(row.has, names))]
+    if len(present) > 1:
+        problem = "found preference signals of several kinds (" + ", ".join(kind[0] for kind in present) + ")"
+        row.refuse(problem, "votes, clicks or a preference", "keep one of them", code="column-ambiguous")
+        return None, None
+    if present == [("preference",)]:
+        value = row.number("preference", low=0, high=1, expected="a probability from 0 to 1")
+        return value, None if value is None else value < 0.5
+    row.count("votes_skip")
+    if not present:
+        return None, None
+    counts = [row.count(name) for name in present[0]]
+    missing = [name for name in present[0] if not row.has(name) and name not in layout.absent]
+    if missing:
+        expected = " and ".join(map(repr, present[0]))
+        fix = "add it, or leave all of them out"
+        row.refuse(f"{missing[0]!r} is missing", expected, fix, code="value-missing")
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts):
+        return None, None
+    if present[0] == VOTES:
+        return preference_from_votes(*known), known[0] < known[1]
+    for name, clicks, impressions in (("chosen", known[0], known[1]), ("rejected", known[2], known[3])):
+        if clicks > impressions:
+            problem = f"found {clicks:,} clicks of {impressions:,} impressions ({name!r})"
+            row.refuse(problem, NO_MORE_CLICKS, "correct the counts", code="value-conflict")
+            return None, None
+    # Raw rates decide whether a row is swapped: the prior would break the tie of equal rates.
+    return preference_from_clicks(*known), known[0] * known[3] < known[2] * known[1]

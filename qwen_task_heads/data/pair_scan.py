@@ -8,48 +8,40 @@ clicks as impressions. `pair_rows` reads all other rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from math import nan
+from typing import Any
 
 import numpy as np
 
 from qwen_task_heads.data.batches import ABSENT, Batch
 from qwen_task_heads.data.click_pairs import exact_products
 from qwen_task_heads.data.click_rates import preferences_from_clicks
-from qwen_task_heads.data.pair_columns import MAX_COUNT, MAX_NUMBER, RowReader, collapse
-from qwen_task_heads.data.pair_layout import CLICKS, HEADLINE, HISTORY, VOTES, Layout
-from qwen_task_heads.data.pair_rows import PairRow, read_arm, read_pair
-from qwen_task_heads.data.raw_pairs import ArmColumns, PairColumns
-from qwen_task_heads.data.text_scan import plain_groups, plain_numbers, plain_texts, plain_weights
-from qwen_task_heads.errors import Problem
-
-NAN = float("nan")
-MARKS = frozenset("[{(<")  # first characters of a list, messages or a tag
-
-
-class Collected(Protocol):
-    """The columns that take the rows, and the counts of these rows."""
-
-    pairs: PairColumns
-    arms: ArmColumns
-    refused: int
-    problems: list[Problem]
-    swapped: list[str]
-    with_signals: int
-    conversations: list[str]
-    several: int
+from qwen_task_heads.data.pair_layout import PairLayout
+from qwen_task_heads.data.pair_rows import read_arm, read_pair
+from qwen_task_heads.data.plain_columns import (
+    MARKS,
+    plain_counts,
+    plain_groups,
+    plain_numbers,
+    plain_titles,
+    plain_weights,
+)
+from qwen_task_heads.data.raw_pairs import RawPairs
+from qwen_task_heads.data.row_reader import MAX_NUMBER, RowReader, collapse
+from qwen_task_heads.data.schema import CLICKS, CONVERSATIONS, HEADLINE, VOTES
 
 
 class PairScan:
-    """Reads the rows of one file into `collected`.
+    """Reads the rows of one file into `raw`.
 
     Args:
-        collected: takes the rows and counts them.
+        raw: takes the rows.
         layout: layout of the file.
     """
 
-    def __init__(self, collected: Collected, layout: Layout) -> None:
-        self.collected, self.layout = collected, layout
-        special = {*HISTORY} & {*layout.titles, *layout.prompt}
+    def __init__(self, raw: RawPairs, layout: PairLayout) -> None:
+        self._raw, self.layout = raw, layout
+        special = {*CONVERSATIONS} & {*layout.titles, *layout.prompt}
         self._is_plain = not layout.near and not special and len(layout.prompt) < 2
 
     def add(self, batch: Batch) -> None:
@@ -67,7 +59,7 @@ class PairScan:
             "rejected": rejected,
             "prompt": self._plain_prompts(batch),
             "group": plain_groups(batch),
-            "margin": _plain(batch, "margin", -MAX_NUMBER, MAX_NUMBER),
+            "margin": plain_numbers(batch, "margin", low=-MAX_NUMBER, high=MAX_NUMBER, absent=nan),
             "preference": preferences,
             "weight": plain_weights(batch),
         }
@@ -76,27 +68,27 @@ class PairScan:
             if not self._is_plain or not one or not two or None in others or _may_be_equal(one, two):
                 rows[place] = self._read_pair(batch, place)
             elif (preference := others[3]) == preference:
-                self.collected.with_signals += 1
-                self.collected.swapped += [batch.where(place)] if swapped[place] else []
+                self._raw.with_signals += 1
+                self._raw.swapped += [batch.where(place)] if swapped[place] else []
         columns, numbers = _merged(columns, batch.numbers, rows)
-        self.collected.pairs.extend(columns, source=batch.source, numbers=numbers)
+        self._raw.pairs.extend(columns, source=batch.source, numbers=numbers)
 
     def _read_pair(self, batch: Batch, place: int) -> list[dict[str, Any]]:
         """Return the pairs of one row."""
         row = RowReader(batch.where(place), batch.row(place))
         pair = read_pair(row, self.layout)
         if pair is None:
-            self._refuse(row)
+            self._raw.reject(row)
             return []
-        self.collected.several += len(pair.texts.rejected) - 1
-        self.collected.with_signals += pair.swapped is not None
-        self.collected.swapped += [row.where] if pair.swapped else []
-        self.collected.conversations += [row.where] if pair.texts.from_messages else []
-        return _pairs_of(pair)
+        self._raw.several += len(pair.texts.rejected) - 1
+        self._raw.with_signals += pair.swapped is not None
+        self._raw.swapped += [row.where] if pair.swapped else []
+        self._raw.conversations += [row.where] if pair.texts.from_messages else []
+        return pair.pairs()
 
     def _add_arms(self, batch: Batch) -> None:
         names = [name for name in HEADLINE if name in batch.names]
-        clicks, impressions = (_plain_counts(batch, name) for name in ("clicks", "impressions"))
+        clicks, impressions = (plain_counts(batch, name) for name in ("clicks", "impressions"))
         columns: dict[str, Sequence[Any]] = {
             "title": plain_titles(batch, names[0]) if len(names) == 1 else [""] * len(batch),
             "prompt": self._plain_prompts(batch),
@@ -110,15 +102,11 @@ class PairScan:
             if not self._is_plain or not complete or clicked > seen:
                 row = RowReader(batch.where(place), batch.row(place))
                 arm = read_arm(row, self.layout)
-                rows[place] = [] if arm is None else [vars(arm)]
+                rows[place] = [] if arm is None else [arm]
                 if arm is None:
-                    self._refuse(row)
+                    self._raw.reject(row)
         columns, numbers = _merged(columns, batch.numbers, rows)
-        self.collected.arms.extend(columns, source=batch.source, numbers=numbers)
-
-    def _refuse(self, row: RowReader) -> None:
-        self.collected.refused += 1
-        self.collected.problems += row.problems
+        self._raw.arms.extend(columns, source=batch.source, numbers=numbers)
 
     def _plain_prompts(self, batch: Batch) -> list[str | None]:
         """Return the prompt of each row, None for a row that is not plain."""
@@ -129,21 +117,6 @@ class PairScan:
             "" if value is ABSENT else value.strip() if type(value) is str else None for value in values
         )
         return [None if text is None or text[:1] in MARKS else text for text in stripped]
-
-
-def _pairs_of(pair: PairRow) -> list[dict[str, Any]]:
-    return [
-        {
-            "chosen": pair.texts.chosen,
-            "rejected": rejected,
-            "prompt": pair.texts.prompt,
-            "group": pair.group,
-            "margin": NAN if pair.margin is None else pair.margin,
-            "preference": NAN if pair.preference is None else pair.preference,
-            "weight": pair.weight,
-        }
-        for rejected in pair.texts.rejected
-    ]
 
 
 def _merged(
@@ -163,21 +136,9 @@ def _merged(
     return dict(merged), places
 
 
-def plain_titles(batch: Batch, column: str) -> list[str]:
-    """Return the titles of a column, "" for a row that is not plain."""
-    return [
-        "" if text[:1] in MARKS or text[-1:] == ">" or text.startswith("Human:") else text
-        for text in plain_texts(batch, column)
-    ]
-
-
 def _may_be_equal(one: str, other: str) -> bool:
     """Return whether two titles are equal up to white space; such rows are read one by one."""
     return one[0] == other[0] and one[-1] == other[-1] and collapse(one) == collapse(other)
-
-
-def _plain(batch: Batch, name: str, low: float, high: float) -> list[float | None]:
-    return plain_numbers(batch, name, low=low, high=high, absent=NAN)
 
 
 def _plain_signals(batch: Batch) -> tuple[list[float | None], Sequence[bool]]:
@@ -186,9 +147,9 @@ def _plain_signals(batch: Batch) -> tuple[list[float | None], Sequence[bool]]:
     if not {*VOTES, "votes_skip"}.isdisjoint(batch.names) or len(known) > 1:
         return [None] * len(batch), [False] * len(batch)
     if known != [CLICKS]:
-        stated = _plain(batch, "preference", 0, 1)
+        stated = plain_numbers(batch, "preference", low=0, high=1, absent=nan)
         return stated, [value is not None and value < 0.5 for value in stated]
-    counts = [*zip(*(_plain_counts(batch, name) for name in CLICKS), strict=True)]
+    counts = [*zip(*(plain_counts(batch, name) for name in CLICKS), strict=True)]
     plain = [None not in row and row[0] <= row[1] and row[2] <= row[3] for row in counts]  # type: ignore[operator]
     columns = np.array(
         [row if ok else (0, 0, 0, 0) for row, ok in zip(counts, plain, strict=True)], np.int64
@@ -197,19 +158,3 @@ def _plain_signals(batch: Batch) -> tuple[list[float | None], Sequence[bool]]:
     # Raw rates decide whether a row is swapped, as in `read_signals`.
     swapped = exact_products(columns[0], columns[3]) < exact_products(columns[2], columns[1])
     return [value if ok else None for value, ok in zip(preferences, plain, strict=True)], swapped.tolist()
-
-
-def _plain_counts(batch: Batch, name: str) -> list[int | None]:
-    """Return the whole numbers of a column, in text as digits; None for a row that is not plain."""
-    values = batch.column(name)
-    if batch.textual:
-        digits = (
-            value if type(value) is str and value.isascii() and value.isdigit() else "" for value in values
-        )
-        counts = [
-            int(text) if text and (text == "0" or text[0] != "0") and len(text) < 13 else None
-            for text in digits
-        ]
-    else:
-        counts = [value if type(value) is int and 0 <= value <= MAX_COUNT else None for value in values]
-    return counts

@@ -25,9 +25,11 @@ from typing import Any
 
 from qwen_task_heads.data.cells import parse_list
 from qwen_task_heads.data.conversations import Messages, is_conversation, read_messages, split_turns
-from qwen_task_heads.data.pair_columns import RowReader, collapse, is_blank, strip_title
-from qwen_task_heads.data.pair_layout import ALPACA, HISTORY, Layout
+from qwen_task_heads.data.pair_layout import PairLayout
+from qwen_task_heads.data.row_reader import RowReader, blank_defect, code_of, collapse
+from qwen_task_heads.data.schema import CONVERSATIONS, NULLABLE
 from qwen_task_heads.errors import shorten
+from qwen_task_heads.hubcode.encoding_task_heads import CLOSING, OPENING, strip_title
 
 
 @dataclass(frozen=True)
@@ -47,16 +49,42 @@ class PairTexts:
     from_messages: bool = False
 
 
-def read_texts(row: RowReader, layout: Layout) -> PairTexts:
+def read_title(row: RowReader, column: str, value: Any) -> str:
+    """Return a title of a column without tags; "" with a problem if it has no visible text."""
+    if not isinstance(value, str):
+        row.refuse_value(column, value, "text", "write the title as a string", code="value-type")
+        return ""
+    if defect := title_defect(value):
+        fix = "fill in the title or remove the row"
+        row.refuse(f"{column!r} is {defect}", "a title with text", fix, code="text-empty")
+        return ""
+    return strip_title(value)
+
+
+def title_defect(text: str) -> str:
+    """Return the defect of a title without visible text besides its tags, "" for other titles.
+
+    Example:
+        >>> title_defect("<title> </title>"), title_defect("Ten ways")
+        ('without any visible text', '')
+    """
+    visible = text.lower().replace(OPENING, "").replace(CLOSING, "") if "<" in text else text
+    return blank_defect(text, visible=visible)
+
+
+def read_texts(row: RowReader, layout: PairLayout) -> PairTexts:
     """Read the texts of a row that has `layout.titles`; without `rejected` if `row.problems` has any."""
     prompt_parts, from_messages = read_prompt(row, layout)
     good, bad = layout.titles
-    if good in HISTORY:  # ms-swift: the chosen title is the last message
+    if good in CONVERSATIONS:  # ms-swift: the chosen title is the last message
         chosen_talk, rejected_talk = _conversation(row, good), None
         if chosen_talk is None:
             return PairTexts()
     else:
-        turns = {name: _turns(row.values[name]) for name in (good, bad)}
+        values = {name: row.values[name] for name in (good, bad)}
+        turns = {
+            name: split_turns(value) if isinstance(value, str) else None for name, value in values.items()
+        }
         if None in turns.values():  # a text with marks of turns is a title if the other text has none
             turns = dict.fromkeys(turns)
         talks = [name for name in (good, bad) if turns[name] or _has_messages(row.values[name])]
@@ -71,12 +99,12 @@ def read_texts(row: RowReader, layout: Layout) -> PairTexts:
         )
         if are_talks and (chosen_talk is None or rejected_talk is None):
             return PairTexts()
-    chosen = chosen_talk[1] if chosen_talk else row.title(good)
+    chosen = chosen_talk[1] if chosen_talk else read_title(row, good, row.values[good])
     if rejected_talk:
         rejected = [rejected_talk[1]]
     else:
         titles = _texts_of(row.values[bad]) or [row.values[bad]]
-        rejected = [row.one_title(bad, title) for title in titles]
+        rejected = [read_title(row, bad, title) for title in titles]
     if chosen_talk and rejected_talk and chosen_talk[0] != rejected_talk[0]:
         problem = f"{good!r} and {bad!r} answer different conversations"
         expected = "the same messages before the title"
@@ -92,33 +120,28 @@ def read_texts(row: RowReader, layout: Layout) -> PairTexts:
     return PairTexts(prompt, chosen, tuple(rejected), from_messages=from_messages and bool(prompt))
 
 
-def read_prompt(row: RowReader, layout: Layout) -> tuple[list[str], bool]:
+def read_prompt(row: RowReader, layout: PairLayout) -> tuple[list[str], bool]:
     """Return the parts of the prompt outside the columns of titles, and whether they are messages."""
     parts: list[str] = []
     from_messages = False
     for column in layout.prompt:
         value = row.values.get(column, "")
-        if column in HISTORY and column in layout.titles:
+        if column in CONVERSATIONS and column in layout.titles:
             continue
-        if _has_messages(value) or column in HISTORY:
+        if _has_messages(value) or column in CONVERSATIONS:
             if column in row.values:
                 parts += [content for _, content in read_messages(row, column, last="assistant") or []]
                 from_messages = True
         elif isinstance(value, str):
             parts += [value.strip()] if value.strip() else []
-        elif value is not None or column not in (*ALPACA, "system"):
-            code = "value-missing" if value is None else "value-type"
+        elif value is not None or column not in NULLABLE:
             fix = "write a string, or leave the key out"
-            row.refuse(f"{column!r} is {shorten(value)}", "text", fix, code=code)
+            row.refuse_value(column, value, "text", fix, code=code_of(value))
     return parts, from_messages
 
 
 def _has_messages(value: Any) -> bool:
     return isinstance(value, list | dict) or (isinstance(value, str) and is_conversation(value))
-
-
-def _turns(value: Any) -> Messages | None:
-    return split_turns(value) if isinstance(value, str) else None
 
 
 def _conversation(row: RowReader, column: str, turns: Messages | None = None) -> tuple[list[str], str] | None:
@@ -136,7 +159,7 @@ def _conversation(row: RowReader, column: str, turns: Messages | None = None) ->
         expected = "messages that end with the title, by the assistant"
         row.refuse(problem, expected, "end with the title", code="value-conflict")
         return None
-    if is_blank(title):
+    if title_defect(title):
         problem = f"the title in {column!r} is empty"
         row.refuse(problem, "a title with text", "fill in the title", code="text-empty")
         return None

@@ -14,19 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_task_heads.data.click_pairs import arms_of, pair_arms
-from qwen_task_heads.data.click_rates import bad_counts, preference_from_clicks, two_proportion_p_value
+from qwen_task_heads.data.click_rates import bad_counts
 from qwen_task_heads.data.example_tables import GroupTable
 from qwen_task_heads.data.examples import GroupExample, PairExample
 from qwen_task_heads.data.sequences import pick
-from qwen_task_heads.errors import Problem, TaskHeadsError
-
-__all__ = [
-    "comparable_groups",
-    "groups_to_pairs",
-    "preference_from_clicks",
-    "preference_from_votes",
-    "two_proportion_p_value",
-]
+from qwen_task_heads.errors import error_at
 
 
 def preference_from_votes(chosen: int, rejected: int) -> float:
@@ -85,9 +77,7 @@ def groups_to_pairs(
     if min_impressions < 0 or not 0 <= max_p_value <= 1:
         problem = f"found min_impressions={min_impressions}, max_p_value={max_p_value}"
         expected = "min_impressions >= 0 and max_p_value in [0, 1]"
-        raise TaskHeadsError(
-            Problem("groups_to_pairs", problem, expected, "correct the option", code="option-range")
-        )
+        raise error_at("groups_to_pairs", problem, expected, "correct the option", code="option-range")
     arms = arms_of(groups)
     pairs = pair_arms(arms, least=max(1, min_impressions), max_p_value=max_p_value, all_pairs=all_pairs)
     if isinstance(groups, GroupTable):
@@ -139,11 +129,11 @@ def comparable_groups(
     messages = []
     if count := int((~shown).sum()):
         fewer = f"{least:,} impression{'' if least == 1 else 's'}"
-        noun = "arm" if count == 1 else "arms"
-        messages.append(f"{count:,} {noun} with fewer than {fewer} left out of the experiments")
+        arms_text = f"{count:,} arm{'' if count == 1 else 's'}"
+        messages.append(f"{arms_text} with fewer than {fewer} left out of the experiments")
     if count := len(groups) - len(kept):
-        noun = "experiment" if count == 1 else "experiments"
-        messages.append(f"{count:,} {noun} without a difference in click rate left out")
+        experiments = f"{count:,} experiment{'' if count == 1 else 's'}"
+        messages.append(f"{experiments} without a difference in click rate left out")
     return result, messages
 
 

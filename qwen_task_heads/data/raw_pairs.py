@@ -2,97 +2,52 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from math import nan
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen_task_heads.data.example_tables import GroupTable, PairTable
-from qwen_task_heads.data.keys import KEYS, Hashes, combine, repeated
-from qwen_task_heads.data.stores import Column, Numbers, Places, Texts
+from qwen_task_heads.data.keys import Hashes, combine, repeated
+from qwen_task_heads.data.scanning import RawRows
+from qwen_task_heads.data.sequences import index_kind
+from qwen_task_heads.data.stores import Numbers, Rows
 from qwen_task_heads.errors import Problem, shorten
 
 
-class PairColumns:
+class PairRows(Rows):
     """Pairs, in reading order."""
 
     def __init__(self) -> None:
-        self.texts = {name: Texts(KEYS[name]) for name in ("chosen", "rejected", "prompt", "group")}
-        self.numbers = {name: Column("d", np.nan) for name in ("margin", "preference")}
-        self.numbers["weight"] = Column("d", 1.0)
-        self.places = Places()
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def extend(self, columns: dict[str, Sequence[Any]], *, source: str, numbers: Sequence[int]) -> None:
-        """Add rows of one file; `source` and `numbers` are those of a `Batch`."""
-        for name, texts in self.texts.items():
-            texts.extend(columns[name])
-        for name, values in self.numbers.items():
-            values.extend(columns[name])
-        self.places.extend(source, numbers)
-
-    def truncate(self, rows: int) -> None:
-        """Remove all rows but the first `rows`."""
-        for texts in self.texts.values():
-            texts.truncate(rows)
-        for values in self.numbers.values():
-            values.truncate(rows)
-        self.places.truncate(rows)
+        numbers = {"margin": nan, "preference": nan, "weight": 1.0}
+        super().__init__(("chosen", "rejected", "prompt", "group"), numbers)
 
     def table(self) -> PairTable:
         """Return the pairs."""
         rows = np.arange(len(self))
-        margins, preferences, weights = (column.values() for column in self.numbers.values())
         return PairTable(
             **self.texts,
             chosen_rows=rows,
             rejected_rows=rows,
-            margins=margins,
-            preferences=preferences,
-            weights=weights,
+            margins=self.values("margin"),
+            preferences=self.values("preference"),
+            weights=self.values("weight"),
             places=self.places,
         )
 
 
-class ArmColumns:
+class ArmRows(Rows):
     """Arms of experiments, in reading order."""
 
     def __init__(self) -> None:
-        self.title = Texts(KEYS["chosen"])
-        self.prompt = Texts(KEYS["prompt"])
-        self.group = Texts(KEYS["group"])
-        self._clicks, self._impressions = array("q"), array("q")
-        self.places = Places()
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def extend(self, columns: dict[str, Sequence[Any]], *, source: str, numbers: Sequence[int]) -> None:
-        """Add rows of one file; `source` and `numbers` are those of a `Batch`."""
-        self.title.extend(columns["title"])
-        self.prompt.extend(columns["prompt"])
-        self.group.extend(columns["group"])
-        self._clicks.extend(columns["clicks"])
-        self._impressions.extend(columns["impressions"])
-        self.places.extend(source, numbers)
-
-    def truncate(self, rows: int) -> None:
-        """Remove all rows but the first `rows`."""
-        for column in (self.title, self.prompt, self.group, self.places):
-            column.truncate(rows)
-        del self._clicks[rows:], self._impressions[rows:]
+        numbers = {"clicks": 0, "impressions": 0}
+        super().__init__(("title", "prompt", "group"), numbers, keys={"title": "chosen"})
 
     def experiments(self) -> Experiments:
         """Group the arms by experiment and pool those with equal titles."""
-        clicks, impressions = (
-            np.frombuffer(column, np.int64) for column in (self._clicks, self._impressions)
-        )
-        groups = self.group.hashes()
+        clicks, impressions = self.values("clicks").copy(), self.values("impressions").copy()
+        groups = self.texts["group"].hashes()
         order = _by_first(groups)
         order, conflicts = self._check_prompts(order, groups)
         order, pooled = self._pool(order, groups, clicks, impressions)
@@ -102,9 +57,7 @@ class ArmColumns:
         alone = ends - starts < 2
         lone = {int(row) for row in order[starts[alone]]}
         table = GroupTable(
-            title=self.title,
-            prompt=self.prompt,
-            group=self.group,
+            **self.texts,
             clicks=clicks,
             impressions=impressions,
             places=self.places,
@@ -122,26 +75,21 @@ class ArmColumns:
 
     def _check_prompts(self, order: Numbers, groups: Hashes) -> tuple[Numbers, list[Problem]]:
         """Keep the arms that have the prompt of the first arm of their experiment; refuse the others."""
-        if self.prompt.are_empty:
+        prompts = self.texts["prompt"]
+        if prompts.are_empty:
             return order, []
         problems: list[Problem] = []
         kept = np.ones(len(order), bool)
         first, group, prompt = 0, None, ""
-        for place, (row, own) in enumerate(zip(order.tolist(), self.prompt.take(order), strict=True)):
+        for place, (row, own) in enumerate(zip(order.tolist(), prompts.take(order), strict=True)):
             if group != groups[row]:
                 first, group, prompt = row, groups[row], own
             elif own != prompt:
                 kept[place] = False
-                key = shorten(self.group[row])
-                problems.append(
-                    Problem(
-                        self.places[row],
-                        f"experiment {key} has another prompt at {self.places[first]}",
-                        "one prompt per experiment",
-                        "give the experiments different keys",
-                        code="rows-conflict",
-                    )
-                )
+                key = shorten(self.texts["group"][row])
+                problem = f"experiment {key} has another prompt at {self.places[first]}"
+                expected, fix = "one prompt per experiment", "give the experiments different keys"
+                problems.append(Problem(self.places[row], problem, expected, fix, code="rows-conflict"))
         return order[kept], problems
 
     def _pool(
@@ -152,10 +100,10 @@ class ArmColumns:
         Returns:
             The remaining arms, and `(row, row of the first)` of each other arm.
         """
-        equal = order[repeated(combine(groups[order], self.title.hashes()[order]))]
+        equal = order[repeated(combine(groups[order], self.texts["title"].hashes()[order]))]
         first: dict[tuple[int, str], int] = {}
         pooled: list[tuple[int, int]] = []
-        keys = zip(equal.tolist(), groups[equal].tolist(), self.title.take(equal), strict=True)
+        keys = zip(equal.tolist(), groups[equal].tolist(), self.texts["title"].take(equal), strict=True)
         for row, group, title in keys:
             kept = first.setdefault((group, " ".join(title.split())), row)
             if kept != row:
@@ -185,5 +133,25 @@ class Experiments:
 def _by_first(groups: Hashes) -> Numbers:
     """Sort rows by group; groups, and rows within a group, keep the order of their first rows."""
     _, first, number = np.unique(groups, return_index=True, return_inverse=True)
-    kind = np.int32 if len(groups) < 2**31 else np.int64
-    return np.argsort(first[number], kind="stable").astype(kind)
+    return np.argsort(first[number], kind="stable").astype(index_kind(len(groups)))
+
+
+@dataclass(kw_only=True)
+class RawPairs(RawRows):
+    """All pairs and arms of a source.
+
+    Args:
+        pairs: pairs of rows that are not arms.
+        arms: arms of experiments.
+        swapped: places of the rows whose preference signals prefer the rejected title.
+        with_signals: number of rows with preference signals.
+        conversations: places of the rows whose prompt was made of messages.
+        several: number of pairs beyond the first of their row.
+    """
+
+    pairs: PairRows = field(default_factory=PairRows)
+    arms: ArmRows = field(default_factory=ArmRows)
+    swapped: list[str] = field(default_factory=list)
+    with_signals: int = 0
+    conversations: list[str] = field(default_factory=list)
+    several: int = 0

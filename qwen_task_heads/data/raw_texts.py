@@ -6,8 +6,9 @@ targets. Each different target is therefore stored once, with its first place; a
 
 from __future__ import annotations
 
+import math
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
@@ -15,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_task_heads.data.keys import KEYS
-from qwen_task_heads.data.stores import CHUNK, Column, Numbers, Places, Texts
+from qwen_task_heads.data.scanning import RawRows
+from qwen_task_heads.data.stores import Numbers, Rows
 from qwen_task_heads.errors import Problem
 
 
@@ -73,64 +74,48 @@ class RawText:
 
 
 @dataclass(kw_only=True)
-class RawTexts:
-    """All rows of a source, with unresolved targets.
+class RawTexts(RawRows):
+    """All rows of a source, with unresolved targets; `rows_read == len(self) + refused`.
 
     Args:
-        source: file, folder or dataset id, as the user named it.
+        rows: the texts, groups, weights and scores; NaN for rows whose target is not one score.
         targets: each different target of each file, in the order of their first rows.
         kind: problem type of the target column, "" if unknown.
         target: the target column of the first file.
         class_names: class names that the schema of a hub dataset declares for the target, () without.
-        rows_read: all rows of data; `rows_read == len(self) + refused`.
-        refused: rows with a problem.
-        problems: problems of rows; one row may have several.
-        file_problems: problems of whole files, which are never skipped.
         spoken: rows with messages of other roles than user, which are left out of the text.
         unlabeled: rows with label -1, by which benchmarks mark unpublished labels of a test split.
-        unread: columns that are ignored, in order of appearance.
         messages: messages on how the files were read.
         cut_at: `max_samples`, if it left rows unread.
         refused_targets: index in `targets` -> the problem of that target.
     """
 
-    source: str
+    rows: Rows = field(
+        default_factory=lambda: Rows(("text", "text_b", "group"), {"weight": 1.0, "score": math.nan})
+    )
     targets: list[RawTarget] = field(default_factory=list)
     kind: str = ""
     target: str = ""
     class_names: tuple[str, ...] = ()
-    rows_read: int = 0
-    refused: int = 0
-    problems: list[Problem] = field(default_factory=list)
-    file_problems: list[Problem] = field(default_factory=list)
     spoken: list[str] = field(default_factory=list)
     unlabeled: int = 0
-    unread: dict[str, None] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
     cut_at: int | None = None
     refused_targets: dict[int, Problem] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.text, self.text_b = Texts(KEYS["text"]), Texts(KEYS["text_b"])
-        self.group, self.weights, self.places = Texts(KEYS["group"]), Column("d", 1.0), Places()
-        self.scores = Column("d", np.nan)  # of rows whose target is one score
-        self._score_codes: list[int] = []  # of the first score, and of all other scores
-        self._codes = array("i")  # per row, the index of its target
-        self._code_of: dict[bytes, int] = {}
+    _codes: array[int] = field(default_factory=lambda: array("i"))  # per row, the index of its target
+    _code_of: dict[bytes, int] = field(default_factory=dict)
+    _score_codes: list[int] = field(default_factory=list)  # of the first score, and of all other scores
 
     def __len__(self) -> int:
         return len(self._codes)
 
     def __iter__(self) -> Iterator[RawText]:
-        for start in range(0, len(self), CHUNK):
-            rows = np.arange(start, min(start + CHUNK, len(self)))
-            columns = (column.take(rows) for column in (self.text, self.text_b, self.group))
-            weights = self.weights.values()[rows].tolist()
-            for row, weight, text, text_b, group in zip(rows.tolist(), weights, *columns, strict=True):
-                target = replace(self.targets[self.codes[row]], where=self.places[row])
-                if (score := self.scores.values()[row]) == score:
-                    target = replace(target, value=(float(score),))
-                yield RawText(text=text, text_b=text_b, group=group, weight=weight, target=target)
+        weights, scores = self.rows.values("weight").tolist(), self.rows.values("score").tolist()
+        for row, (code, weight, score) in enumerate(zip(self._codes, weights, scores, strict=True)):
+            target = replace(self.targets[code], where=self.rows.places[row])
+            target = target if math.isnan(score) else replace(target, value=(score,))
+            texts = {name: column[row] for name, column in self.rows.texts.items()}
+            yield RawText(**texts, weight=weight, target=target)
 
     @property
     def codes(self) -> NDArray[np.int32]:
@@ -139,14 +124,7 @@ class RawTexts:
 
     def code_of(self, target: RawTarget) -> int:
         """Return the index of a target, which is added if it is new."""
-        fields = (
-            target.value,
-            target.name,
-            target.candidates,
-            target.file,
-            target.textual,
-            target.is_split,
-        )
+        fields = (target.value, target.name, target.candidates, target.file, target.textual, target.is_split)
         key = blake2b(repr(fields).encode("utf-8", "surrogatepass"), digest_size=16).digest()
         code = self._code_of.setdefault(key, len(self.targets))
         if code == len(self.targets):
@@ -167,24 +145,15 @@ class RawTexts:
 
     def extend(
         self,
-        texts: Sequence[str],
-        texts_b: Sequence[str],
-        groups: Sequence[str],
-        *,
-        weights: Sequence[float],
-        scores: Sequence[float],
+        columns: Mapping[str, Sequence[Any]],
         codes: Sequence[int],
+        *,
         source: str,
         numbers: Sequence[int],
     ) -> None:
-        """Add rows of one file; `source` and `numbers` are fields of a `Batch`."""
-        self.text.extend(texts)
-        self.text_b.extend(texts_b)
-        self.group.extend(groups)
-        self.weights.extend(weights)
-        self.scores.extend(scores)
+        """Add rows of one file with their targets; `source` and `numbers` are fields of a `Batch`."""
+        self.rows.extend(columns, source=source, numbers=numbers)
         self._codes.extend(codes)
-        self.places.extend(source, numbers)
 
     @property
     def stated(self) -> list[RawTarget]:
@@ -202,12 +171,6 @@ class RawTexts:
             else:
                 self.targets[code] = result
 
-    def with_targets(self, targets: Sequence[RawTarget]) -> RawTexts:
-        """Return the same rows with other targets, one for each."""
-        other = replace(self, targets=[*targets])
-        vars(other).update({name: vars(self)[name] for name in (*COLUMNS, "_codes")})
-        return other
-
     def rows_with(self, code: int) -> Numbers:
         """Return the indices of the rows that have a target."""
         return np.flatnonzero(self.codes == code)
@@ -222,15 +185,9 @@ class RawTexts:
                 result.append(problem)
                 continue
             for row in self.rows_with(code).tolist():
-                where = self.places[row]
-                result.append(
-                    Problem(where, problem.problem, problem.expected, problem.fix, code=problem.code)
-                )
+                result.append(Problem(**{**vars(problem), "where": self.rows.places[row]}))
         return result
 
     def row_problems(self) -> list[Problem]:
         """Return the problems of all rows: first those of reading, then those of the targets."""
         return self.problems + self.of_rows(self.refused_targets.values())
-
-
-COLUMNS = ("text", "text_b", "group", "weights", "scores", "places")

@@ -8,21 +8,63 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Collection
-from typing import Protocol, TypeVar, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 from qwen_task_heads.data.batches import Batch, RowSource
 from qwen_task_heads.data.json_files import FileProblem
-from qwen_task_heads.data.pair_layout import Layout
+from qwen_task_heads.data.row_reader import RowReader
+from qwen_task_heads.data.schema import Layout
+from qwen_task_heads.data.stores import Rows
 from qwen_task_heads.errors import Problem
 
 
-class Collected(Protocol):
-    """The rows of all files of a source, in attributes that only grow while a file is read."""
+@dataclass(kw_only=True)
+class RawRows:
+    """The rows of all files of a source, in attributes that only grow while a file is read.
 
-    rows_read: int
-    refused: int
-    problems: list[Problem]
-    file_problems: list[Problem]
+    Args:
+        source: file, folder or dataset id, as the user named it.
+        rows_read: all rows of data.
+        refused: rows with a problem.
+        problems: problems of rows; one row may have several.
+        file_problems: problems of whole files, which are never skipped.
+        unread: columns that are ignored, in order of appearance.
+    """
+
+    source: str
+    rows_read: int = 0
+    refused: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    file_problems: list[Problem] = field(default_factory=list)
+    unread: dict[str, None] = field(default_factory=dict)
+
+    def reject(self, row: RowReader) -> None:
+        """Count a refused row, and keep its problems."""
+        self.refused += 1
+        self.problems += row.problems
+
+    def sizes(self) -> dict[str, int]:
+        """Return each number, and the length of each attribute that grows."""
+        return {
+            name: value if isinstance(value, int) else len(value)
+            for name, value in vars(self).items()
+            if isinstance(value, int | list | dict | array | Rows)
+        }
+
+    def truncate(self, sizes: dict[str, int]) -> None:
+        """Remove the rows and counts that were added since `sizes`."""
+        for name, size in sizes.items():
+            value: Any = vars(self)[name]
+            if isinstance(value, int):
+                setattr(self, name, size)
+            elif isinstance(value, dict):  # dicts keep the order of insertion
+                for key in [*value][size:]:
+                    del value[key]
+            elif isinstance(value, Rows):
+                value.truncate(size)
+            else:
+                del value[size:]
 
 
 class Scan(Protocol):
@@ -37,14 +79,11 @@ class Scan(Protocol):
 
 
 AnyScan = TypeVar("AnyScan", bound=Scan)
+Start = Callable[[str, Collection[str]], AnyScan]
 
 
 def scan_file(
-    rows: RowSource,
-    into: Collected,
-    *,
-    start: Callable[[str, Collection[str]], AnyScan],
-    left: int | None = None,
+    rows: RowSource, into: RawRows, *, start: Start[AnyScan], left: int | None = None
 ) -> tuple[AnyScan | None, bool]:
     """Read a file.
 
@@ -58,26 +97,28 @@ def scan_file(
         `(scan, more)`: the `Scan` that read the rows, None if no row can be read; and whether rows are left.
     """
     columns: dict[str, None] = {}
-    before = _sizes(into)
+    before = into.sizes()
     while True:
         seen: dict[str, None] = {}
         scan, more = _scan(rows, into, columns=columns, seen=seen, start=start, left=left)
         if scan is None or seen.keys() == columns.keys():
             break
-        _forget(into, before)
+        into.truncate(before)
         columns = seen
     if scan is not None:
         into.file_problems += scan.layout.problems
+    if scan is not None and not scan.layout.problems:
+        into.unread.update(dict.fromkeys(scan.layout.unread))
     return scan, more
 
 
 def _scan(
     rows: RowSource,
-    into: Collected,
+    into: RawRows,
     *,
     columns: dict[str, None],
     seen: dict[str, None],
-    start: Callable[[str, Collection[str]], AnyScan],
+    start: Start[AnyScan],
     left: int | None,
 ) -> tuple[AnyScan | None, bool]:
     """Make one pass with `columns`, or fill them from the first batch; `seen` collects all columns."""
@@ -107,37 +148,3 @@ def _scan(
         if room < len(item):
             return scan, True
     return scan, False
-
-
-@runtime_checkable
-class _Columns(Protocol):
-    """A column that grows at its end."""
-
-    def __len__(self) -> int: ...
-
-    def truncate(self, rows: int) -> None:
-        """Remove all rows except the first `rows`."""
-
-
-def _sizes(into: Collected) -> dict[str, int]:
-    """Return each number, and the length of each attribute that grows."""
-    return {
-        name: value if isinstance(value, int) else len(value)
-        for name, value in vars(into).items()
-        if isinstance(value, int | list | dict | array | _Columns)
-    }
-
-
-def _forget(into: Collected, sizes: dict[str, int]) -> None:
-    """Remove the rows and counts that were added since `_sizes`."""
-    for name, size in sizes.items():
-        value = vars(into)[name]
-        if isinstance(value, int):
-            setattr(into, name, size)
-        elif isinstance(value, dict):  # dicts keep the order of insertion
-            for key in [*value][size:]:
-                del value[key]
-        elif isinstance(value, _Columns):
-            value.truncate(size)
-        else:
-            del value[size:]

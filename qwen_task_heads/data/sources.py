@@ -1,4 +1,4 @@
-"""Read the rows of a source: a file, a folder, or a data set id of the Hugging Face Hub or ModelScope.
+"""Read the rows of a source: a file, a folder, or the id of a data set on a hub.
 
 Design:
 - An existing local path takes precedence over an id. A name that is neither is refused with near names, so
@@ -15,16 +15,15 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 
-from qwen_task_heads.data.batches import Item, Row, RowSource, TextRow, in_batches
+from qwen_task_heads.data.batches import Item, Row, RowSource, in_batches
 from qwen_task_heads.data.class_files import read_class_lines
 from qwen_task_heads.data.excel import read_excel
 from qwen_task_heads.data.file_options import PLAIN, FileOptions
 from qwen_task_heads.data.hub_datasets import (
     NoSuchSplit,
     canonical_split,
-    error_at,
     first_few,
     is_saved_dataset,
     open_arrow,
@@ -33,20 +32,9 @@ from qwen_task_heads.data.hub_datasets import (
     split_name,
 )
 from qwen_task_heads.data.json_files import FileProblem, read_json, read_jsonl, wrong_kind
-from qwen_task_heads.data.table_files import parquet_class_names, read_csv, read_parquet, read_tsv
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
-from qwen_task_heads.modelscope import HUBS, MODELSCOPE, fetch_modelscope
-
-__all__ = [
-    "HUBS",
-    "KINDS",
-    "TEXT_KINDS",
-    "FileProblem",
-    "Row",
-    "TextRow",
-    "open_source",
-    "read_rows",
-]
+from qwen_task_heads.data.table_files import parquet_class_names, read_parquet, read_table
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
+from qwen_task_heads.hubs import HUBS, HUGGINGFACE, hub_named, resolve
 
 KINDS = {
     ".jsonl": "jsonl",
@@ -63,8 +51,8 @@ TEXT_KINDS = {**KINDS, ".txt": "lines"}
 PARSERS: dict[str, Callable[[str, FileOptions], Iterator[Item]]] = {
     "jsonl": read_jsonl,
     "json": read_json,
-    "csv": read_csv,
-    "tsv": read_tsv,
+    "csv": read_table,
+    "tsv": partial(read_table, delimiter="\t"),
     "parquet": read_parquet,
     "xlsx": lambda path, options: in_batches(read_excel(path, options)),
     "lines": lambda path, options: in_batches(read_class_lines(path, options)),
@@ -72,15 +60,16 @@ PARSERS: dict[str, Callable[[str, FileOptions], Iterator[Item]]] = {
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
 
 
-def read_rows(source: str, *, split: str | None = None, hub: str = "huggingface") -> Iterator[Row]:
+def read_rows(source: str, *, split: str | None = None, hub: str = HUGGINGFACE) -> Iterator[Row]:
     """Read all rows of a source, in order.
 
     Args:
         source: a file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, `.arrow`, `.xlsx`), a folder of such
-            files or one by `save_to_disk`, a data set id `owner/name`, or `modelscope:owner/name`.
+            files or one by `save_to_disk`, a data set id `owner/name`, or one with its hub, such as
+            `modelscope:owner/name`.
         split: `train`, `dev` (also `validation`), `test`, or another split name of a hub data set.
             None reads the only split.
-        hub: where ids without a prefix are looked up, `huggingface` or `modelscope`.
+        hub: where ids without a prefix are looked up, a name in `hubs.HUBS`.
 
     Yields:
         `(source, dict)`, or `(source, Problem)` for a row that cannot be read; the problem is a
@@ -91,7 +80,6 @@ def read_rows(source: str, *, split: str | None = None, hub: str = "huggingface"
 
     Example:
         >>> import pathlib, tempfile
-        >>> from qwen_task_heads.data.sources import read_rows
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder, "rows.csv")
         ...     _ = path.write_text("label,text\\n1,hello\\n")
@@ -106,7 +94,7 @@ def open_source(
     source: str,
     *,
     split: str | None = None,
-    hub: str = "huggingface",
+    hub: str = HUGGINGFACE,
     kinds: Mapping[str, str] = KINDS,
     streaming: bool = False,
     options: FileOptions = PLAIN,
@@ -118,18 +106,15 @@ def open_source(
         split: see `read_rows`.
         hub: see `read_rows`.
         kinds: suffixes of data files, `KINDS` or `TEXT_KINDS`.
-        streaming: read rows of the Hugging Face Hub as they arrive. A ModelScope data set is always fetched
-            with all its files, and its folder (or the `data/` in it) is read.
+        streaming: read rows of the Hugging Face Hub as they arrive. A data set of another hub is always
+            fetched with all its files, and its folder (or the `data/` in it) is read.
         options: encoding, and columns of tables without a header.
 
     Raises:
         TaskHeadsError: see `read_rows`.
     """
     source = os.fspath(source)
-    if hub not in HUBS:
-        raise error_at(
-            "hub", f"found {shorten(hub)}", ", ".join(HUBS), "choose one of them", code="option-value"
-        )
+    hub_named(hub)  # an unknown hub is an error, also beside a path
     if os.path.isdir(source) and is_saved_dataset(source):
         return [open_saved(source, split)]
     if os.path.isdir(source):
@@ -137,23 +122,35 @@ def open_source(
     if os.path.exists(source):
         _check_file_split(source, split)
         return [_open_path(source, kinds, options)]
-    if source.startswith("modelscope:"):
-        source, hub = source.removeprefix("modelscope:"), "modelscope"
-    elif not _looks_like_id(source, kinds):
+    name, hub = split_hub(source, hub)
+    if name == source and not _looks_like_id(source, kinds):
         raise _not_found(source)
-    if not HUB_ID.fullmatch(source):
-        raise error_at(source, "this is not a data set id", "owner/name", "check the id", code="hub-invalid")
-    if hub == MODELSCOPE:
-        return open_source(_modelscope_folder(source), split=split, kinds=kinds, options=options)
-    return [open_huggingface(source, split, streaming=streaming)]
+    if not HUB_ID.fullmatch(name):
+        raise error_at(name, "this is not a data set id", "owner/name", "check the id", code="hub-invalid")
+    if hub_named(hub).by_id:
+        return [open_huggingface(name, split, streaming=streaming)]
+    return open_source(_fetched_folder(name, hub), split=split, kinds=kinds, options=options)
+
+
+def split_hub(source: str, hub: str) -> tuple[str, str]:
+    """Return an id and its hub: that of a prefix, else the given one.
+
+    Example:
+        >>> from qwen_task_heads.data.sources import split_hub
+        >>> split_hub("modelscope:owner/name", "huggingface"), split_hub("owner/name", "huggingface")
+        (('owner/name', 'modelscope'), ('owner/name', 'huggingface'))
+    """
+    prefix, _, name = source.partition(":")
+    return (name, prefix) if prefix in HUBS and name else (source, hub)
 
 
 @lru_cache(maxsize=4)
-def _modelscope_folder(name: str) -> str:
-    """Fetch a ModelScope data set once per process, so that all splits come from one revision."""
-    folder, _ = fetch_modelscope(name, kind="dataset")
-    at_top = any(os.path.splitext(path.name)[1].lower() in KINDS for path in folder.iterdir())
-    return str(folder / "data" if not at_top and (folder / "data").is_dir() else folder)
+def _fetched_folder(name: str, hub: str) -> str:
+    """Fetch a data set once per process, so that all splits come from one revision."""
+    folder, _ = resolve(name, hub=hub, kind="dataset")
+    at_top = any(os.path.splitext(file)[1].lower() in KINDS for file in os.listdir(folder))
+    data = os.path.join(folder, "data")
+    return data if not at_top and os.path.isdir(data) else folder
 
 
 def _open_path(path: str, kinds: Mapping[str, str], options: FileOptions) -> RowSource:
@@ -165,37 +162,24 @@ def _open_path(path: str, kinds: Mapping[str, str], options: FileOptions) -> Row
 
 
 def _read_path(path: str, kinds: Mapping[str, str], options: FileOptions) -> Iterator[Item]:
-    kind = kinds.get(os.path.splitext(path)[1].lower())
+    """Yield batches of rows, and `(source, Problem)`; a `FileProblem` if the whole file is defective."""
+    suffix = os.path.splitext(path)[1]
+    kind = kinds.get(suffix.lower())
     if kind is None:
-        suffix = os.path.splitext(path)[1]
         problem = f"found the suffix {shorten(suffix)}" if suffix else "the file name has no suffix"
         expected, fix = ", ".join(kinds), "unpack, convert or rename the file"
         yield path, FileProblem(path, problem, expected, fix, code="file-format")
-    elif not os.path.isfile(path):  # a pipe would block, and a circular link has no content
+        return
+    if not os.path.isfile(path):  # a pipe would block, and a circular link has no content
         problem = "found a broken link" if os.path.islink(path) else "this is not a regular file"
         fix = "remove it or replace it"
         yield path, FileProblem(path, problem, "regular files", fix, code="path-not-found")
-    else:
-        yield from _read_file(path, kind, options)
-
-
-def _read_file(path: str, kind: str, options: FileOptions) -> Iterator[Item]:
-    """Read one file.
-
-    Args:
-        path: as the user gave it; every source begins with it.
-        kind: a key of `PARSERS`.
-        options: encoding, and columns of tables without a header.
-
-    Yields:
-        Batches of rows, and `(source, Problem)`; a `FileProblem` if the whole file is defective.
-    """
+        return
     try:
-        other_kind = wrong_kind(path, kind)
-        if other_kind:
+        if other_kind := wrong_kind(path, kind):
             yield path, other_kind
-            return
-        yield from PARSERS[kind](path, options)
+        else:
+            yield from PARSERS[kind](path, options)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         problem, fix = f"the file cannot be read ({reason})", "check the path and its rights"
@@ -261,6 +245,7 @@ def _not_found(source: str) -> TaskHeadsError:
     name = os.path.basename(source)
     files = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     near = difflib.get_close_matches(name[:200], files[:10_000], n=3, cutoff=0.6) if len(name) < 256 else []
+    prefixed = " or ".join(f"{name}:owner/name" for name, hub in HUBS.items() if not hub.by_id)
     problem = "there is no such file or folder"
     if os.path.islink(source):
         problem = "found a broken link"
@@ -272,7 +257,7 @@ def _not_found(source: str) -> TaskHeadsError:
     return error_at(
         source if len(source) < 300 else source[:299] + "…",
         problem,
-        "an existing path, a data set id owner/name, or modelscope:owner/name",
+        f"an existing path, a data set id owner/name, or {prefixed}",
         fix,
         code="path-not-found",
     )

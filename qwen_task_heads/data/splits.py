@@ -18,11 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_task_heads.data.example_columns import (
+    EMPTY_GROUP,
+    EMPTY_PROMPT,
+    EMPTY_TEXT,
     arm_hashes,
     hashed,
     label_counts,
-    labels_at,
     rarest_labels,
+    row_labels,
     with_groups,
 )
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
@@ -39,9 +42,7 @@ from qwen_task_heads.data.keys import (
 )
 from qwen_task_heads.data.sequences import blocks, index, pick
 from qwen_task_heads.data.stores import Numbers
-from qwen_task_heads.errors import Problem, TaskHeadsError
-
-TEST_GIVEN = "test_fraction is not used: there is a test set"
+from qwen_task_heads.errors import error_at
 
 
 def split_by_group(
@@ -94,7 +95,7 @@ def split_by_group(
         fix = f"give a {held_out} file (--{held_out}_dataset), or add pairs of other titles"
         if titles_apart and len({pair.group for pair in grouped}) > 1:
             fix += ", or pass titles_apart=False, as stock titles connect the groups"
-        raise TaskHeadsError(Problem("split", problem, "pairs in both splits", fix, code="rows-too-few"))
+        raise error_at("split", problem, "pairs in both splits", fix, code="rows-too-few")
     return train, dev
 
 
@@ -149,13 +150,12 @@ def assign_groups(pairs: Sequence[PairExample]) -> Sequence[PairExample]:
         >>> one.group == two.group
         True
     """
-    empty = hash_keys([KEYS["group"]("")])[0]
-    missing = np.flatnonzero(hashed(pairs, "group") == empty)
+    missing = np.flatnonzero(hashed(pairs, "group") == EMPTY_GROUP)
     if not len(missing):
         return pairs
     ungrouped = pick(pairs, missing)
     prompts = hashed(ungrouped, "prompt")
-    without_prompt = np.flatnonzero(prompts == hash_keys([""])[0])
+    without_prompt = np.flatnonzero(prompts == EMPTY_PROMPT)
     names = [f"prompt-{key:016x}" for key in prompts.tolist()]
     if len(without_prompt):
         titles = [
@@ -212,7 +212,7 @@ def split_texts(
         fix = f"give a {held_out} file (--{held_out}_dataset), or add rows"
         if dev_fraction < 0.5 and _has_spare_unit(examples, units):
             fix += f", or raise {held_out}_fraction"
-        raise TaskHeadsError(Problem("split", problem, "rows in both splits", fix, code="rows-too-few"))
+        raise error_at("split", problem, "rows in both splits", fix, code="rows-too-few")
     return train, dev, note
 
 
@@ -267,6 +267,7 @@ def _draw(
     shares = _shares(salt, units.names)
     shares[units.tied] = np.inf  # except for the first row of each unit
     shares[several] = _shares(salt, units.names[several])
+    labels_at = row_labels(examples)
     order = np.lexsort((units.names, shares, stratum))
     sizes = np.zeros(max(left, default=-1) + 2, np.int64)
     for part in slices(len(order)):
@@ -281,7 +282,7 @@ def _draw(
             if quota < 0.5 or shares[unit] == np.inf:  # the remainder is below one row, or no unit is left
                 break
             rows = units.rows(unit)
-            taken = Counter(label for row in rows for label in labels_at(examples, row))
+            taken = Counter(label for row in rows for label in labels_at(row))
             if quota < len(rows) - 0.5 or any(left[label] <= count for label, count in taken.items()):
                 continue
             in_dev[unit] = True
@@ -293,8 +294,8 @@ def _draw(
 
 def _has_spare_unit(examples: Sequence[TextExample], units: _Units) -> bool:
     """Return whether any unit can leave train so that every label keeps a row."""
-    counts = label_counts(examples)
-    taken = (Counter(label for row in rows for label in labels_at(examples, row)) for rows in units)
+    counts, labels_at = label_counts(examples), row_labels(examples)
+    taken = (Counter(label for row in rows for label in labels_at(row)) for rows in units)
     return any(all(counts[label] > count for label, count in own.items()) for own in taken)
 
 
@@ -302,8 +303,7 @@ def _components(examples: Sequence[TextExample], *, second: bool) -> Hashes:
     """Return the name of the unit of each row, connected through any chain of groups and texts."""
     keys, edges = hashed(examples, "text"), []
     others, groups = hashed(examples, "text_b"), hashed(examples, "group")
-    has_b = others != hash_keys([KEYS["text_b"]("")])[0]
-    in_group = groups != hash_keys([KEYS["group"]("")])[0]
+    has_b, in_group = others != EMPTY_TEXT, groups != EMPTY_GROUP
     if second and has_b.any():
         edges.append((keys[has_b], others[has_b]))
     elif has_b.any():  # pairs of texts as a whole, in either order
@@ -323,17 +323,7 @@ def check_fraction(fraction: float, where: str) -> None:
     """Refuse a fraction that is not between 0 and 1."""
     if not 0 < fraction < 1:
         problem, expected = f"found {fraction!s}", "a number between 0 and 1, both excluded"
-        raise TaskHeadsError(Problem(where, problem, expected, "choose such as 0.1", code="option-range"))
-
-
-def cut_line(split: str, cut: str, fraction: float) -> str:
-    """Return the message on a split that was cut from the training data.
-
-    Example:
-        >>> cut_line("test", "150 texts", 0.15)
-        'no test set given: 150 texts were cut from train by hash (test_fraction 0.15)'
-    """
-    return f"no {split} set given: {cut} were cut from train by hash ({split}_fraction {fraction:g})"
+        raise error_at(where, problem, expected, "choose such as 0.1", code="option-range")
 
 
 def hash_rows(rows: Iterable[tuple[object, ...]]) -> str:

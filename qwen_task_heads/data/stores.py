@@ -14,7 +14,7 @@ import tempfile
 import weakref
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from threading import Lock
 from typing import Any
@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_task_heads.data.keys import Hashes, hash_keys
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.data.keys import KEYS, Hashes, hash_keys
+from qwen_task_heads.errors import TaskHeadsError, error_at
 
 CHUNK = 4096
 SPOOL_BYTES = 64 * 2**20
@@ -202,7 +202,7 @@ def no_room(error: OSError) -> TaskHeadsError:
     problem = f"there is no space for the data of the run ({error.strerror or type(error).__name__})"
     expected = "a folder on a disk with about as much free space as the size of the data"
     fix = "set HF_DATASETS_CACHE to such a folder"
-    return TaskHeadsError(Problem(cache_folder(), problem, expected, fix, code="disk-full"))
+    return error_at(cache_folder(), problem, expected, fix, code="disk-full")
 
 
 class Places:
@@ -296,3 +296,54 @@ class Column:
         if self.is_constant:
             return np.broadcast_to(np.array(self.default, self._kind), (self._rows,))
         return np.frombuffer(self._values, self._kind)
+
+
+class Rows:
+    """Rows in columns of texts and numbers, with their places, in reading order.
+
+    Args:
+        texts: names of the columns of texts, whose keys are in `KEYS`.
+        numbers: column of numbers -> its default.
+        keys: column of texts -> its name in `KEYS`, if it has another one.
+
+    Example:
+        >>> rows = Rows(["text"], {"weight": 1.0})
+        >>> rows.extend({"text": ["Tea"], "weight": [2.0]}, source="a.jsonl:", numbers=[3])
+        >>> len(rows), rows.texts["text"][0], rows.values("weight").tolist(), rows.places[0]
+        (1, 'Tea', [2.0], 'a.jsonl:3')
+    """
+
+    def __init__(
+        self, texts: Sequence[str], numbers: Mapping[str, float], *, keys: Mapping[str, str] | None = None
+    ) -> None:
+        self.texts = {name: Texts(KEYS[(keys or {}).get(name, name)]) for name in texts}
+        kinds = {name: "q" if isinstance(default, int) else "d" for name, default in numbers.items()}
+        self._numbers = {name: Column(kinds[name], default) for name, default in numbers.items()}
+        self.places = Places()
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def extend(self, columns: Mapping[str, Sequence[Any]], *, source: str, numbers: Sequence[int]) -> None:
+        """Add rows of one file; `source` and `numbers` are those of a `Batch`."""
+        for name, texts in self.texts.items():
+            texts.extend(columns[name])
+        for name, values in self._numbers.items():
+            values.extend(columns[name])
+        self.places.extend(source, numbers)
+
+    def truncate(self, rows: int) -> None:
+        """Remove all rows except the first `rows`."""
+        for texts in self.texts.values():
+            texts.truncate(rows)
+        for values in self._numbers.values():
+            values.truncate(rows)
+        self.places.truncate(rows)
+
+    def values(self, name: str) -> NDArray[Any]:
+        """Return a column of numbers, without a copy."""
+        return self._numbers[name].values()
+
+    def is_constant(self, name: str) -> bool:
+        """Return whether all rows have the default of a column of numbers."""
+        return self._numbers[name].is_constant

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, BinaryIO
 
-from qwen_task_heads.data.batches import ABSENT, BATCH_BYTES, BATCH_ROWS, ColumnBatch, Item, Row, in_batches
+from qwen_task_heads.data.batches import ABSENT, BATCH_BYTES, BATCH_ROWS, Batch, Item, Row, in_batches
 from qwen_task_heads.data.file_options import PLAIN, FileOptions, bad_byte
 from qwen_task_heads.data.hub_datasets import names_of_classes
 from qwen_task_heads.data.json_files import (
@@ -23,23 +23,17 @@ from qwen_task_heads.data.json_files import (
     MAX_LINE_BYTES,
     FileProblem,
     line_too_long,
+    no_rows,
     numbered_lines,
 )
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import Problem, error_at, shorten
 
 
-def read_csv(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
-    """Yield the rows of a comma-separated file, each named by its first line."""
-    return _read_table(path, ",", options)
+def read_table(path: str, options: FileOptions = PLAIN, *, delimiter: str = ",") -> Iterator[Item]:
+    """Yield the rows of a CSV or TSV file, each named by its first line; quotes have one meaning in both.
 
-
-def read_tsv(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
-    """Yield the rows of a tab-separated file; quotes have the same meaning as in CSV."""
-    return _read_table(path, "\t", options)
-
-
-def _read_table(path: str, delimiter: str, options: FileOptions) -> Iterator[Item]:
-    """Yield batches; the field limit of `csv` is global, so each batch sets and restores it."""
+    The field limit of `csv` is global, so each batch sets and restores it.
+    """
     odd = _OddLines(set(), set())
     with open(path, "rb") as stream:
         reader = csv.reader(_lines(stream, odd, options.encoding), delimiter=delimiter, strict=True)
@@ -59,8 +53,7 @@ def _read_table(path: str, delimiter: str, options: FileOptions) -> Iterator[Ite
             if not rows:
                 break
     if table.is_empty:
-        problem = "found no rows below the header"
-        yield path, FileProblem(path, problem, "at least one row", "add rows", code="file-empty")
+        yield path, no_rows(path, "found no rows below the header")
 
 
 @dataclass(frozen=True)
@@ -109,9 +102,7 @@ class _Table(Iterator["tuple[int, Fields | Problem]"]):
                     problem = bad_header(self.path, self._header, self._delimiter)
                     self._ended, row = problem is not None, problem or ()
                 elif isinstance(row, Problem):
-                    row = FileProblem(
-                        row.where, f"header: {row.problem}", row.expected, row.fix, code=row.code
-                    )
+                    row = FileProblem(**{**vars(row), "problem": f"header: {row.problem}"})
             repeats_columns = self.is_empty and row == self.options.columns  # a header equal to --columns
             if row and not repeats_columns:
                 self.is_empty = False
@@ -168,10 +159,10 @@ class _Table(Iterator["tuple[int, Fields | Problem]"]):
         if good:
             yield self._batch(good, numbers)
 
-    def _batch(self, rows: list[Fields], numbers: list[int]) -> ColumnBatch:
+    def _batch(self, rows: list[Fields], numbers: list[int]) -> Batch:
         named = zip(self._header or (), zip(*rows, strict=True), strict=True)
         columns = {name: values for name, values in named if name}
-        return ColumnBatch(columns, numbers, f"{self.path}:", textual=True)
+        return Batch(columns, numbers, f"{self.path}:", textual=True)
 
 
 def bad_header(path: str, header: list[str], delimiter: str) -> FileProblem | None:
@@ -206,7 +197,7 @@ def _bad_text(where: str, fields: Fields, options: FileOptions) -> Problem | Non
             in_field = bad_byte(where, raw, place, encoding=options.encoding)
             before = shorten(field[max(0, bad.start() - 20) : bad.start()])
             problem = f"byte 0x{ord(bad.group()) & 0xFF:02x} after {before} is not UTF-8"
-            return Problem(where, problem, in_field.expected, in_field.fix, code=in_field.code)
+            return replace(in_field, problem=problem)
     return None
 
 
@@ -218,7 +209,7 @@ def read_parquet(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
     except ImportError as error:
         problem, expected = "pyarrow is not installed", "pyarrow, which reads Parquet"
         fix = "pip install 'qwen-task-heads[train]', or write JSONL"
-        raise TaskHeadsError(Problem(path, problem, expected, fix, code="package-missing")) from error
+        raise error_at(path, problem, expected, fix, code="package-missing") from error
     number = 0
     try:
         # Without these two options, all row groups that have been read stay in memory.
@@ -229,8 +220,7 @@ def read_parquet(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
                 yield path, FileProblem(path, problem, "every column once", fix, code="column-ambiguous")
                 return
             if not table.metadata.num_rows:
-                problem = "the file has no rows"
-                yield path, FileProblem(path, problem, "at least one row", "add rows", code="file-empty")
+                yield path, no_rows(path, "the file has no rows")
             bytes_of_row = 1 + sum(
                 table.metadata.row_group(group).total_byte_size for group in range(table.num_row_groups)
             ) // max(1, table.metadata.num_rows)
@@ -247,7 +237,7 @@ def read_parquet(path: str, options: FileOptions = PLAIN) -> Iterator[Item]:
                 except UnicodeDecodeError:  # Parquet does not check its strings
                     yield from in_batches(_parquet_rows(path, batch, numbers))
                     continue
-                yield ColumnBatch(columns, numbers, f"{path}:row ")
+                yield Batch(columns, numbers, f"{path}:row ")
     # UnicodeDecodeError comes from column names.
     except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
         reason = shorten(str(error).split("\n", 1)[0], 100)

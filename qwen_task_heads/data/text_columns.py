@@ -10,79 +10,64 @@ Design:
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections import Counter
 from typing import Any
 
-from qwen_task_heads.data.batches import TextRow
 from qwen_task_heads.data.cells import MISSING, looks_like_list, parse_cell, parse_list, parse_number
-from qwen_task_heads.data.conversations import CONVERSATIONS, MESSAGES, read_messages
+from qwen_task_heads.data.conversations import MESSAGES, read_messages
 from qwen_task_heads.data.label_files import is_whole
-from qwen_task_heads.data.pair_columns import MAX_NUMBER, MIN_WEIGHT, RowReader, require
 from qwen_task_heads.data.raw_texts import RawTarget, RawText
-from qwen_task_heads.data.text_layout import ALPACA, TextLayout
+from qwen_task_heads.data.row_reader import MAX_NUMBER, RowReader, blank_defect, code_of, is_number
+from qwen_task_heads.data.schema import CONVERSATIONS
+from qwen_task_heads.data.text_layout import TextLayout
 from qwen_task_heads.errors import shorten
 
 
 def read_text(row: RowReader, layout: TextLayout) -> RawText | None:
     """Read one row; return None if `row.problems` has any."""
-    is_alpaca = layout.texts[:1] == (ALPACA,)
-    needed = dict.fromkeys((*(layout.texts[:1] if is_alpaca else layout.texts), layout.target))
-    complete = require(row, layout, tuple(name for name in needed if name))
-    texts = [
-        read_content(row, name)
-        for name in layout.texts
-        if name in row.values and not _is_empty_input(row, name)
-    ]
-    texts = ["\n".join(texts)] if is_alpaca else texts
+    needed = (*(layout.texts[:1] if layout.are_joined else layout.texts), layout.target)
+    complete = row.require(layout, tuple(dict.fromkeys(filter(None, needed))))
+    present = [name for name in layout.texts if name in row.values]
+    if layout.are_joined:
+        present = [name for name in present if name in needed or row.values[name]]
+    texts = [_read_content(row, name) for name in present]
+    texts = ["\n".join(texts)] if layout.are_joined else texts
     value = _read_target(row, layout) if layout.target in row.values else None
     name = _read_name(row, layout.name) if layout.name else ""
     has_candidates = layout.target == "output" and "category" not in layout.absent
     candidates = read_candidates(row, value) if has_candidates else ()
-    weight = row.number("weight", low=MIN_WEIGHT, high=MAX_NUMBER, expected="a number from 1e-6 to 1e6")
-    group = row.group()
+    weight, group = row.weight(), row.group()
     if row.problems or not complete:
         return None
     cell = row.values.get(layout.target)
     return RawText(
         text=texts[0],
         text_b=texts[1] if len(texts) > 1 else "",
-        weight=1.0 if weight is None else weight,
+        weight=weight,
         group=group,
         target=RawTarget(
             value=value,
             name=name,
             candidates=candidates,
             where=row.where,
-            textual=isinstance(row.values, TextRow),
+            textual=row.is_textual,
             is_split=isinstance(cell, str) and not looks_like_list(cell),
         ),
     )
 
 
-def _is_empty_input(row: RowReader, column: str) -> bool:
-    """Return whether a column is the `input` of an Alpaca row whose instruction is the whole text."""
-    return column == "input" and not row.values[column]
-
-
-def read_content(row: RowReader, column: str) -> str:
-    """Return the stripped text of a column, "" if it is refused.
-
-    The text of a conversation is that of the user's messages, joined by newlines.
-    """
+def _read_content(row: RowReader, column: str) -> str:
+    """Return the stripped text of a column, "" if it is refused."""
     value = row.values[column]
     if column in CONVERSATIONS:
         value = _user_text(row, column)
         if value is None:
             return ""
     if not isinstance(value, str):
-        code = "value-missing" if value is None else "value-type"
-        row.refuse(f"{column!r} is {shorten(value)}", "text", "write the text as a string", code=code)
+        row.refuse_value(column, value, "text", "write the text as a string", code=code_of(value))
         return ""
     text = value.strip()
-    # `all` stops at the first visible character; strip() alone keeps zero-width and control characters.
-    if all(unicodedata.category(char) in ("Zs", "Zl", "Zp", "Cc", "Cf") for char in text):
-        defect = "empty" if not value else "white space only" if not text else "without any visible text"
+    if defect := blank_defect(value, visible=text):
         fix = "fill in the text or remove the row"
         row.refuse(f"{column!r} is {defect}", "a text with visible characters", fix, code="text-empty")
         return ""
@@ -107,7 +92,7 @@ def _read_target(row: RowReader, layout: TextLayout) -> Any:
     if layout.target in CONVERSATIONS:
         return _last_answer(row, layout.target)
     value = row.values[layout.target]
-    if isinstance(row.values, TextRow):
+    if row.is_textual:
         value = value.strip()
     if layout.kind == "regression":
         value = parse_cell(value) if isinstance(value, str) else value
@@ -116,9 +101,9 @@ def _read_target(row: RowReader, layout: TextLayout) -> Any:
         return _read_probabilities(row, parse_cell(value) if isinstance(value, str) else value)
     if layout.kind == "multi_label_classification":
         return _read_list(row, layout.target, value)
-    if isinstance(value, str) and looks_like_list(value) and parse_list(value) is not None:
-        value = parse_list(value)
-    elif isinstance(row.values, TextRow):
+    if isinstance(value, str) and (parsed := parse_list(value)) is not None:
+        value = parsed
+    elif row.is_textual:
         # pandas writes "nan" for a missing label; it is not a name.
         value = math.nan if value.lower() == "nan" else _parse_whole(value)
     # pandas writes whole numbers as floats if any cell of the column is missing.
@@ -133,11 +118,10 @@ def _last_answer(row: RowReader, column: str) -> str | None:
         return None
     role, content = messages[-1]
     if role != "assistant" or not content.strip():
-        problem = f"the last message of {column!r} is from {shorten(role)}"
-        if not content.strip():
-            problem = f"the last message of {column!r} is empty"
+        defect = f"from {shorten(role)}" if content.strip() else "empty"
         expected = "the label as the last message of the assistant"
-        row.refuse(problem, expected, "add it, or a 'label' column", code="value-missing")
+        problem, fix = f"the last message of {column!r} is {defect}", "add it, or a 'label' column"
+        row.refuse(problem, expected, fix, code="value-missing")
         return None
     return content.strip()
 
@@ -165,7 +149,7 @@ def _is_label(row: RowReader, column: str, value: Any) -> bool:
         fix = "correct the id, or remove the row (-100 and -1 mark unlabeled rows)"
     elif value is None or isinstance(value, str | float):  # an empty text, NaN or infinity
         code = "value-missing"
-    row.refuse(f"{column!r} is {shorten(value)}", expected, fix, code=code)
+    row.refuse_value(column, value, expected, fix, code=code)
     return False
 
 
@@ -176,8 +160,8 @@ def _read_list(row: RowReader, column: str, value: Any) -> list[Any] | None:
         value = _split_list(value)
     if not isinstance(value, list):
         fix = "rename the column to 'label' for one label in a row, or write a list ([] for none)"
-        code = "value-missing" if value is None or isinstance(value, str) else "value-type"
-        row.refuse(f"{column!r} is {shorten(value)}", expected, fix, code=code)
+        code = "value-missing" if isinstance(value, str) else code_of(value)
+        row.refuse_value(column, value, expected, fix, code=code)
         return None
     if not all(_is_label(row, column, item) for item in value):
         return None
@@ -208,14 +192,12 @@ def _read_scores(row: RowReader, column: str, value: Any) -> tuple[float, ...] |
     """Return one score, or a list of scores."""
     scores = value if isinstance(value, list) else [value]
     for score in scores:
-        is_number = isinstance(score, int | float) and not isinstance(score, bool)
-        if not is_number or not -MAX_NUMBER <= score <= MAX_NUMBER:
-            code = "value-range" if is_number else "value-missing" if score is None else "value-type"
-            problem = f"{column!r} is {shorten(value)}"
-            row.refuse(problem, "a number from -1e6 to 1e6", "correct it", code=code)
+        if not is_number(score) or not -MAX_NUMBER <= score <= MAX_NUMBER:
+            code = "value-range" if is_number(score) else code_of(score)
+            row.refuse_value(column, value, "a number from -1e6 to 1e6", "correct it", code=code)
             return None
     if not scores:
-        row.refuse(f"{column!r} is []", "at least one score", "write the score", code="value-missing")
+        row.refuse_value(column, [], "at least one score", "write the score", code="value-missing")
         return None
     return tuple(float(score) for score in scores)
 
@@ -225,14 +207,12 @@ def _read_probabilities(row: RowReader, value: Any) -> list[float] | dict[str, f
     expected = "a list of probabilities, or a mapping of names to probabilities, with sum 1"
     numbers = list(value.values()) if isinstance(value, dict) else value
     if not isinstance(numbers, list) or not numbers:
-        code = "value-missing" if value is None else "value-type"
-        problem = f"'probabilities' is {shorten(value)}"
-        row.refuse(problem, expected, "write one number per label", code=code)
+        fix = "write one number per label"
+        row.refuse_value("probabilities", value, expected, fix, code=code_of(value))
         return None
     for number in numbers:
-        is_number = isinstance(number, int | float) and not isinstance(number, bool)
-        if not is_number or not 0 <= number <= 1:
-            code = "value-range" if is_number else "value-type"
+        if not is_number(number) or not 0 <= number <= 1:
+            code = "value-range" if is_number(number) else "value-type"
             problem = f"found {shorten(number)} in 'probabilities'"
             row.refuse(problem, expected, "correct the number", code=code)
             return None
@@ -249,12 +229,12 @@ def _read_probabilities(row: RowReader, value: Any) -> list[float] | dict[str, f
 def _read_name(row: RowReader, column: str) -> str:
     """Return the name of the label id, "" if there is none."""
     name = row.values.get(column, "")
-    if isinstance(row.values, TextRow) and name.strip() in MISSING - {"None"}:
+    if row.is_textual and name.strip() in MISSING - {"None"}:
         return ""
     if not isinstance(name, str) or (column in row.values and not name.strip()):
-        code = "value-missing" if name is None or isinstance(name, str) else "value-type"
-        problem, fix = f"{column!r} is {shorten(name)}", "write it as text, or drop it"
-        row.refuse(problem, "the name of the label", fix, code=code)
+        code = "value-missing" if isinstance(name, str) else code_of(name)
+        fix = "write it as text, or drop it"
+        row.refuse_value(column, name, "the name of the label", fix, code=code)
         return ""
     return name.strip()
 
@@ -275,9 +255,8 @@ def read_candidates(row: RowReader, output: Any, *, column: str = "category") ->
     are_texts = isinstance(value, list) and set(map(type, value)) == {str}
     names = tuple(map(str.strip, value)) if are_texts else ()
     if not names or not all(names):
-        problem = f"{column!r} is {shorten(value)}"
         expected = "candidate labels, as a list or separated by commas"
-        row.refuse(problem, expected, "write a list of names", code="value-type")
+        row.refuse_value(column, value, expected, "write a list of names", code="value-type")
         return ()
     if len(set(names)) < len(names):
         twice = next(name for name, count in Counter(names).items() if count > 1)
@@ -288,8 +267,8 @@ def read_candidates(row: RowReader, output: Any, *, column: str = "category") ->
         fix = f"correct 'output', or add it to {column!r}"
         row.refuse(problem, "one of the candidates", fix, code="value-conflict")
     elif output is not None and not isinstance(output, str):
-        problem = f"'output' is {shorten(output)}"
-        row.refuse(problem, "the name of a label", "write one of the candidates", code="value-type")
+        fix = "write one of the candidates"
+        row.refuse_value("output", output, "the name of a label", fix, code="value-type")
     return names
 
 

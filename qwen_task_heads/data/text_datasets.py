@@ -1,12 +1,10 @@
 """Read the train, dev and test splits of a text classifier, with a summary of the data.
 
 Design:
-- One error names the defects of all files.
 - Labels are given, or read from a label file next to the data, or derived from the set of training rows
   (`label_schemes.py`). A label file is read for single files and for folders, so that `data/train.jsonl` and
   `data` have the same labels.
-- Without a dev split, one is cut from train by a hash of the texts (`splits.split_texts`). A test split is
-  cut on request, before dev and with another hash. No split shares a text or a group with another one.
+- Splits are cut by a hash of the texts (`splits.split_texts`); none shares a text or a group with another.
 - Rows of other datasets (`mix`) are added to train after the cut, so that they are never in dev or test.
 - `{examples}` of an instruction inserts the examples of a label file. The summary counts the examples that
   are in dev or test, and the overlaps of train with dev and test.
@@ -18,7 +16,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen_task_heads.data.checks import ReadReport, find_overlaps, shared_lines
+from qwen_task_heads.data.checks import ReadReport, bad_rows_problems
+from qwen_task_heads.data.datasets import (
+    SALTS,
+    SplitSets,
+    cut_line,
+    overlap_lines,
+    read_splits,
+    shared_lines,
+    splits_to_cut,
+)
 from qwen_task_heads.data.embedded_datasets import locate_dataset
 from qwen_task_heads.data.example_columns import joined
 from qwen_task_heads.data.example_tables import have_second
@@ -29,50 +36,31 @@ from qwen_task_heads.data.label_schemes import GIVEN, Scheme, derive_scheme, sta
 from qwen_task_heads.data.label_summary import example_lines, label_lines, one_class
 from qwen_task_heads.data.label_values import resolve_labels
 from qwen_task_heads.data.labels import LabelMap, check_same
-from qwen_task_heads.data.lookups import leak_lines, report_texts
+from qwen_task_heads.data.lookups import LookupReport, report_texts
 from qwen_task_heads.data.mixing import check_ratio, mix_in, names_of, read_others, resolve_others
-from qwen_task_heads.data.pair_layout import unread_lines
 from qwen_task_heads.data.raw_texts import RawTexts
-from qwen_task_heads.data.split_sources import read_splits
-from qwen_task_heads.data.splits import TEST_GIVEN, check_fraction, cut_line, hash_rows, split_texts
-from qwen_task_heads.data.text_layout import PROBLEM_TYPES
+from qwen_task_heads.data.schema import PROBLEM_TYPES, unread_lines
+from qwen_task_heads.data.sources import split_hub
+from qwen_task_heads.data.splits import check_fraction, hash_rows, split_texts
 from qwen_task_heads.data.text_readers import read_texts
 from qwen_task_heads.data.text_targets import resolve_all
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
+from qwen_task_heads.hubs import hub_named
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextSets:
+class TextSets(SplitSets[TextExample]):
     """The train, dev and test splits of a text classifier, with its labels.
 
     Args:
-        train: labelled texts.
-        dev: texts that select the checkpoint.
-        test: texts of the final metrics; may be empty.
         problem_type: one of `PROBLEM_TYPES`.
         labels: the labels in their order; a `target` is an id of them.
-        lines: summary of the data, one message per line.
-        dev_was_cut: whether the dev split was cut from the training source.
-        test_was_cut: whether the test split was cut from the training source.
-        test_seen: number of texts of test that are also in train.
         mixed: number of rows of train from other datasets (`mix`), which are the last ones.
     """
 
-    train: Sequence[TextExample]
-    dev: Sequence[TextExample]
-    test: Sequence[TextExample]
     problem_type: str
     labels: LabelMap
-    lines: list[str]
-    dev_was_cut: bool
-    test_was_cut: bool = False
-    test_seen: int = 0
     mixed: int = 0
-
-    @property
-    def were_cut(self) -> tuple[str, ...]:
-        """Names of the splits that were cut from the training source."""
-        return ("dev",) * self.dev_was_cut + ("test",) * self.test_was_cut
 
     @property
     def have_pairs(self) -> bool:
@@ -87,6 +75,10 @@ class TextSets:
             # including the descriptions and examples, which prompts may contain
             "labels": hash_rows([(self.problem_type, *self.labels.stated())]),
         }
+
+    def look_up(self, split: str, rows: Sequence[TextExample]) -> LookupReport:
+        """Measure a lookup of the training texts on a split."""
+        return report_texts(self.train, rows, split=split, problem_type=self.problem_type)
 
 
 def hash_texts(examples: Iterable[TextExample]) -> str:
@@ -173,26 +165,27 @@ def read_text_sets(
     check_ratio(mix_ratio)
     if test_fraction is not None:
         check_fraction(test_fraction, "test_fraction")
-    source = locate_dataset(source, "texts")
-    if streaming and (Path(source).exists() or "modelscope" in (hub, source.split(":", 1)[0])):
+    source, skip = locate_dataset(source, "texts"), bad_rows == "skip"
+    if streaming and (Path(source).exists() or not hub_named(split_hub(source, hub)[1]).by_id):
         problem, fix = "found true for other data", "drop it: the data is read from its files"
         expected = "an id of the Hugging Face Hub"
-        raise TaskHeadsError(Problem("streaming", problem, expected, fix, code="option-unsupported"))
+        raise error_at("streaming", problem, expected, fix, code="option-unsupported")
     options = options_of(encoding, columns)
-    kind = [problem_type]  # the training set is read first and determines how the others are read
-    limit = [max_samples]  # of the training set
+    kind, limit = problem_type, max_samples
 
     def read(place: str, split: str | None) -> RawTexts:
+        """Read train first, whose kind is that of the other splits; the limit is its own."""
+        nonlocal kind, limit
         texts = read_texts(
             place,
             split=split,
             hub=hub,
-            problem_type=kind[0],
-            max_samples=limit[0],
+            problem_type=kind,
+            max_samples=limit,
             streaming=streaming,
             options=options,
         )
-        kind[0], limit[0] = kind[0] or texts.kind or None, None
+        kind, limit = kind or texts.kind or None, None
         return texts
 
     raws, places, problems = read_splits(source, dev=dev, test=test, read=read)
@@ -200,19 +193,10 @@ def read_text_sets(
     problems += more
     for raw in raws.values():
         problems += raw.file_problems
-    scheme, more = _scheme(
-        raws.get("train"),
-        source=source,
-        labels=labels,
-        others=[raw for split, raw in raws.items() if split != "train"],
-        mixed=[*others.values()],
-        is_class=problem_type is not None,
-    )
+    scheme, more = _scheme(raws, source, labels, mixed=[*others.values()], is_class=problem_type is not None)
     problems += more
     if scheme is None:
-        for raw in raws.values():
-            problems += raw.row_problems()
-        raise TaskHeadsError(problems)
+        raise TaskHeadsError(problems + [problem for raw in raws.values() for problem in raw.row_problems()])
     is_unlabeled = test is None and "test" in raws and 0 < raws["test"].unlabeled == raws["test"].rows_read
     if is_unlabeled:
         del raws["test"]
@@ -220,87 +204,58 @@ def read_text_sets(
     reports: dict[str, ReadReport] = {}
     for split, raw in raws.items():
         splits[split], reports[split] = resolve_all(raw, scheme, place=places[split])
-    problems += _refusals(reports, places, skip=bad_rows == "skip")
+    problems += _refusals(reports, places, skip=skip)
     mixed, mix_lines, more = resolve_others(
-        others, scheme, source=source, own=raws["train"].stated, skip=bad_rows == "skip"
+        others, scheme, source=source, own=raws["train"].stated, skip=skip
     )
     problems += more
     if not problems:
         problems += one_class(splits["train"], scheme, source)
     if problems:
         raise TaskHeadsError(problems)
-    lines = [f"{split}: {line}" for split, report in reports.items() for line in report.lines()]
-    for split, raw in raws.items():
-        lines += [f"{split}: {message}" for message in raw.messages]
-        if raw.cut_at is not None:
-            lines.append(f"{split}: only the first {raw.cut_at:,} rows were read")
-    if is_unlabeled:
-        lines.append("test: all labels are -1 (unpublished), so the split is left out")
+    lines = _read_lines(raws, reports)
+    lines += ["test: all labels are -1 (unpublished), so the split is left out"] * is_unlabeled
     lines += unread_lines({split: raw.unread for split, raw in raws.items()})
     lines += label_lines(splits["train"], scheme)
-    train, dev_was_cut = splits["train"], "dev" not in splits
-    test_was_cut = "test" not in splits and test_fraction is not None
-    if test_fraction is not None and test_was_cut:
-        train, splits["test"], note = split_texts(
-            train, dev_fraction=test_fraction, salt="test", held_out="test"
+    to_cut, more_lines = splits_to_cut(splits, dev_fraction=dev_fraction, test_fraction=test_fraction)
+    lines += more_lines
+    for split, share in to_cut.items():
+        splits["train"], splits[split], note = split_texts(
+            splits["train"], dev_fraction=share, salt=SALTS[split], held_out=split
         )
-        lines.append(cut_line("test", f"{len(splits['test']):,} texts", test_fraction))
+        lines.append(cut_line(split, f"{len(splits[split]):,} texts", share))
         lines += [note] if note else []
-    elif test_fraction is not None:
-        lines.append(TEST_GIVEN)
-    if dev_was_cut:
-        train, splits["dev"], note = split_texts(train, dev_fraction=dev_fraction)
-        lines.append(cut_line("dev", f"{len(splits['dev']):,} texts", dev_fraction))
-        lines += [note] if note else []
-    own = len(train)
+    own = len(splits["train"])
     if others:
         apart = joined([splits["dev"], splits.get("test", [])])
-        train, more_lines = mix_in(train, mixed, ratio=mix_ratio, apart=apart, name=names_of(others))
+        splits["train"], more_lines = mix_in(
+            splits["train"], mixed, ratio=mix_ratio, apart=apart, name=names_of(others)
+        )
         lines += mix_lines + more_lines
-    seen = {}
-    for split in ("dev", "test"):
-        overlaps = find_overlaps(train, splits.get(split, []))
-        seen[split] = len(overlaps)
-        if overlaps:
-            first = overlaps[0]
-            subject = f"text of {split} is" if len(overlaps) == 1 else f"texts of {split} are"
-            where, train_where = (Path(place).name for place in (first.test_source, first.train_source))
-            lines.append(
-                f"{len(overlaps):,} {subject} also in train: metrics on {split} are too high (first: "
-                f"{where} as {train_where}, {first.kind})"
-            )
-    if test_was_cut and not dev_was_cut:
-        lines += shared_lines(splits["dev"], splits["test"])
-    lines += example_lines(splits, scheme.labels)
-    lookups = {
-        split: report_texts(train, rows, split=split, problem_type=scheme.problem_type)
-        for split, rows in splits.items()
-        if split != "train"
-    }
-    were_cut = ["dev"] * dev_was_cut + ["test"] * test_was_cut
-    return TextSets(
-        train=train,
+    more_lines, test_seen = overlap_lines(splits, noun="text")
+    lines += more_lines + shared_lines(splits, to_cut) + example_lines(splits, scheme.labels)
+    sets = TextSets(
+        train=splits["train"],
         dev=splits["dev"],
         test=splits.get("test", []),
         problem_type=scheme.problem_type,
         labels=scheme.labels,
-        lines=[*leak_lines(lookups, were_cut=were_cut), *lines],  # a leak invalidates the metrics
-        dev_was_cut=dev_was_cut,
-        test_was_cut=test_was_cut,
-        test_seen=seen["test"],
-        mixed=len(train) - own,
+        lines=lines,
+        dev_was_cut="dev" in to_cut,
+        test_was_cut="test" in to_cut,
+        test_seen=test_seen,
+        mixed=len(splits["train"]) - own,
     )
+    lines[:0] = sets.leak_lines()  # first, because a leak invalidates the metrics
+    return sets
 
 
 def _check_options(*, problem_type: str | None, bad_rows: str, max_samples: int | None) -> None:
     problems = []
-    choose = "choose one of them"
     if problem_type is not None and problem_type not in PROBLEM_TYPES:
         problem, expected = f"found {shorten(problem_type)}", ", ".join(PROBLEM_TYPES)
-        problems.append(Problem("problem_type", problem, expected, choose, code="option-value"))
-    if bad_rows not in ("raise", "skip"):
-        problem = f"found {shorten(bad_rows)}"
-        problems.append(Problem("bad_rows", problem, "raise, skip", choose, code="option-value"))
+        problems.append(Problem("problem_type", problem, expected, "choose one of them", code="option-value"))
+    problems += bad_rows_problems(bad_rows)
     if max_samples is not None and max_samples < 1:
         problem, expected = f"found {max_samples}", "at least 1, or none"
         problems.append(Problem("max_samples", problem, expected, "correct the number", code="option-range"))
@@ -309,11 +264,10 @@ def _check_options(*, problem_type: str | None, bad_rows: str, max_samples: int 
 
 
 def _scheme(
-    train: RawTexts | None,
-    *,
+    raws: Mapping[str, RawTexts],
     source: str,
     labels: LabelMap | str | None,
-    others: Sequence[RawTexts],
+    *,
     mixed: Sequence[RawTexts],
     is_class: bool,
 ) -> tuple[Scheme | None, list[Problem]]:
@@ -322,7 +276,7 @@ def _scheme(
     Returns:
         The labels, or None, and the problems. Without a training set, the problems are those of its source.
     """
-    given_by = GIVEN
+    train, given_by = raws.get("train"), GIVEN
     is_map = isinstance(labels, LabelMap)
     try:
         if labels is None and (train is None or train.kind != "regression"):
@@ -332,6 +286,7 @@ def _scheme(
             labels = LabelMap.read(labels)
         if train is None or not train.kind:
             return None, []
+        others = [raw for raw in raws.values() if raw is not train]
         by_file = labels is not None and not is_map
         given_by += resolve_labels(train, others, labels, mixed=mixed, by_file=by_file, is_class=is_class)
         label_file = find_label_file(source) if is_map and states_ids(train.stated) else None
@@ -349,6 +304,16 @@ def _scheme(
     except TaskHeadsError as error:
         return None, list(error.problems) if train is None else train.of_rows(error.problems)
     return scheme, []
+
+
+def _read_lines(raws: Mapping[str, RawTexts], reports: Mapping[str, ReadReport]) -> list[str]:
+    """Return the messages on the rows of each split, and on how its files were read."""
+    lines = [f"{split}: {line}" for split, report in reports.items() for line in report.lines()]
+    for split, raw in raws.items():
+        lines += [f"{split}: {message}" for message in raw.messages]
+        if raw.cut_at is not None:
+            lines.append(f"{split}: only the first {raw.cut_at:,} rows were read")
+    return lines
 
 
 def _refusals(reports: Mapping[str, ReadReport], places: Mapping[str, str], *, skip: bool) -> list[Problem]:

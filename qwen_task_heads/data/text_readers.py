@@ -1,26 +1,8 @@
 """Files of texts -> rows with unresolved targets, or texts to predict, with the problems of all rows.
 
-Accepted columns (`weight` and one of `group_id`, `test_id`, `group` are optional; others are ignored):
-
-| text | columns |
-|---|---|
-| one text | text, or sentence; content if there is neither, and no title |
-| two texts | text_a + text_b, sentence1 + sentence2, premise + hypothesis, question1 + question2, |
-| | text + text_b, text + text_pair |
-| conversation | messages, or conversations of ShareGPT: the user's messages, joined by newlines |
-| Alpaca | instruction, optionally input: joined by a newline |
-
-| target | columns | in CSV and TSV |
-|---|---|---|
-| one label | label: an id, or a name; optionally with label_name, label_text or label_desc | the same |
-| | output of Alpaca; the last message of a conversation | the same |
-| several labels | labels: list of ids or of names, which may be empty; or text, `a|b` | `a|b`, a list, `[]` |
-| score | score (or label, for regression): a number, or a list | a number, or a JSON list |
-| soft label | probabilities: list by id, or mapping of names, with sum 1 | JSON |
-| candidates | category: names, as list or separated by commas; output: one of them | the same |
-
-A class file (`train.txt`) has `text<TAB>label` lines, or those of `class_files.py`, with `class.txt` or
-`labels.txt` next to it. `label_values.py` determines the meaning of label values.
+`schema.py` lists the accepted columns. A class file (`train.txt`) has `text<TAB>label` lines, or those of
+`class_files.py`, with `class.txt` or `labels.txt` next to it. `label_values.py` determines the meaning of the
+values of labels.
 """
 
 from __future__ import annotations
@@ -34,13 +16,12 @@ from qwen_task_heads.data.batches import RowSource
 from qwen_task_heads.data.class_files import is_label_first
 from qwen_task_heads.data.file_options import PLAIN, FileOptions
 from qwen_task_heads.data.hub_datasets import rows_of
-from qwen_task_heads.data.json_files import FileProblem
-from qwen_task_heads.data.pair_columns import RowReader
 from qwen_task_heads.data.raw_texts import RawTexts
+from qwen_task_heads.data.row_reader import RowReader
 from qwen_task_heads.data.scanning import scan_file
 from qwen_task_heads.data.sources import TEXT_KINDS, open_source
 from qwen_task_heads.data.text_columns import read_text
-from qwen_task_heads.data.text_layout import ALPACA, TextLayout, layouts_of, read_text_layout
+from qwen_task_heads.data.text_layout import TextLayout, layouts_of, read_text_layout
 from qwen_task_heads.data.text_scan import TextScan
 from qwen_task_heads.errors import Problem
 
@@ -90,13 +71,13 @@ def texts_of_rows(rows: Any, *, name: str, problem_type: str | None = None) -> R
     """Read labelled texts from rows in memory, validated as those of a file.
 
     Args:
-        rows: a `datasets.Dataset`, or dicts, with the columns that are listed above.
+        rows: a `datasets.Dataset`, or dicts, with the columns of `schema.py`.
         name: name of the rows in messages: `name:row 17`, counted from 1.
         problem_type: the problem type, or None to derive it from the target column.
 
     Example:
         >>> from qwen_task_heads.data.text_readers import texts_of_rows
-        >>> texts_of_rows([{"text": "Cold food.", "label": "bad"}], name="train_dataset").places[0]
+        >>> texts_of_rows([{"text": "Cold food.", "label": "bad"}], name="train_dataset").rows.places[0]
         'train_dataset:row 1'
     """
     result = RawTexts(source=name)
@@ -115,7 +96,6 @@ def _read_file(rows: RowSource, result: RawTexts, *, problem_type: str | None, l
     if scan is not None and not scan.layout.problems:
         layout = scan.layout
         result.kind, result.target = result.kind or layout.kind, result.target or layout.target
-        result.unread.update(dict.fromkeys(layout.unread))
         result.class_names = result.class_names or scan.class_names
     return more
 
@@ -203,11 +183,7 @@ def _inputs(files: Iterable[RowSource]) -> Iterator[tuple[str, TextInput | Probl
                 if "title" in row and not layouts_of(row):  # a row for a title scorer
                     own = replace(own, problems=(), texts=("title",))
                 if own.problems:
-                    first = own.problems[0]
-                    yield (
-                        where,
-                        InputProblem(where, first.problem, first.expected, first.fix, row, code=first.code),
-                    )
+                    yield where, InputProblem(**vars(own.problems[0]), row=row)
                     continue
                 layout = own
             yield where, _input(where, row, layout)
@@ -215,25 +191,13 @@ def _inputs(files: Iterable[RowSource]) -> Iterator[tuple[str, TextInput | Probl
 
 def _input(where: str, row: dict[str, Any], layout: TextLayout) -> TextInput | Problem:
     own = layouts_of(row)
-    if own and own != [layout.texts] and own[0][0] != ALPACA:
-        columns, earlier = " and ".join(own[0]), " and ".join(layout.texts)
+    if own and [text.columns for text in own] != [layout.texts] and not own[0].are_joined:
+        columns, earlier = " and ".join(own[0].columns), " and ".join(layout.texts)
         problem = f"the text is in {columns}, and in {earlier} in earlier rows"
         expected, fix = "the same columns in all rows", "write the file in one form"
         return InputProblem(where, problem, expected, fix, row, code="column-ambiguous")
     reader = RowReader(where, row)
     raw = read_text(reader, layout)
     if raw is None:
-        first = reader.problems[0]
-        return InputProblem(first.where, first.problem, first.expected, first.fix, row, code=first.code)
+        return InputProblem(**vars(reader.problems[0]), row=row)
     return TextInput(text=raw.text, text_b=raw.text_b, row=row, source=where)
-
-
-__all__ = [
-    "FileProblem",
-    "InputProblem",
-    "RawTexts",
-    "TextInput",
-    "read_inputs",
-    "read_texts",
-    "texts_of_rows",
-]

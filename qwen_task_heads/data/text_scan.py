@@ -10,14 +10,14 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from qwen_task_heads.data.batches import ABSENT, Batch
-from qwen_task_heads.data.cells import MISSING
-from qwen_task_heads.data.conversations import CONVERSATIONS, read_messages
-from qwen_task_heads.data.pair_columns import MAX_NUMBER, MIN_WEIGHT, RowReader
-from qwen_task_heads.data.pair_layout import GROUP
+from qwen_task_heads.data.batches import Batch
+from qwen_task_heads.data.conversations import read_messages
+from qwen_task_heads.data.plain_columns import plain_groups, plain_texts, plain_weights
 from qwen_task_heads.data.raw_texts import RawTarget, RawText, RawTexts
+from qwen_task_heads.data.row_reader import MAX_NUMBER, RowReader
+from qwen_task_heads.data.schema import CONVERSATIONS
 from qwen_task_heads.data.text_columns import read_text
-from qwen_task_heads.data.text_layout import ALPACA, TextLayout
+from qwen_task_heads.data.text_layout import TextLayout
 
 MAX_KNOWN = 100_000  # targets kept for look-up
 MAX_CELL = 200  # characters of a target kept for look-up; longer lists seldom repeat
@@ -36,8 +36,8 @@ class TextScan:
     def __init__(self, raw: RawTexts, layout: TextLayout, class_names: tuple[str, ...]) -> None:
         self._raw, self.layout, self.class_names = raw, layout, class_names
         self._known: dict[Any, int] = {}  # cells of the target -> its code
-        special = {ALPACA, *CONVERSATIONS}
-        self._is_plain = special.isdisjoint((*layout.texts, layout.target)) and bool(layout.texts)
+        self._is_plain = bool(layout.texts) and not layout.are_joined
+        self._is_plain = self._is_plain and {*CONVERSATIONS}.isdisjoint(layout.texts)
         candidates = ("category",) if layout.target == "output" else ()
         self._cells = tuple(name for name in (layout.target, layout.name, *candidates) if name)
 
@@ -47,22 +47,25 @@ class TextScan:
         if layout.problems:
             raw.refused += len(batch)
             return
-        keys = self._keys(batch)
-        scores = self._plain_scores(batch)
-        codes: list[int | None] = [
+        keys, scores = self._keys(batch), self._plain_scores(batch)
+        codes: list[Any] = [
             self._known.get(key) if score != score else SCORE for key, score in zip(keys, scores, strict=True)
         ]
-        columns = [plain_texts(batch, name) for name in layout.texts]
-        texts = columns[0] if self._is_plain else [""] * len(batch)
-        texts_b = columns[1] if len(columns) > 1 else [""] * len(batch)
-        groups, weights = plain_groups(batch), plain_weights(batch)
+        texts, *seconds = [plain_texts(batch, name) for name in layout.texts]
+        if not self._is_plain:
+            texts = [""] * len(batch)
+        columns: dict[str, list[Any]] = {
+            "text": texts,
+            "text_b": seconds[0] if seconds else [""] * len(batch),
+            "group": plain_groups(batch),
+            "weight": plain_weights(batch),
+            "score": scores,
+        }
         remaining = [  # rows that are not plain
             place
-            for place, cells in enumerate(zip(texts, codes, groups, weights, strict=True))
-            if not cells[0] or None in cells
+            for place, (text, text_b, *others) in enumerate(zip(*columns.values(), codes, strict=True))
+            if not text or (seconds and not text_b) or None in others
         ]
-        if len(columns) > 1:
-            remaining = sorted({*remaining, *(place for place, text in enumerate(texts_b) if not text)})
         refused = set()
         for place in remaining:
             row = self._read(batch, place)
@@ -71,24 +74,24 @@ class TextScan:
                 continue
             value = row.target.value
             if isinstance(value, tuple) and len(value) == 1:
-                scores[place], code = value[0], SCORE
+                scores[place], codes[place] = value[0], SCORE
             else:
-                code = raw.code_of(row.target)
+                codes[place] = raw.code_of(row.target)
                 if len(self._known) < MAX_KNOWN and len(str(keys[place])) < MAX_CELL:
-                    self._known[keys[place]] = code
-            texts[place], texts_b[place], groups[place] = row.text, row.text_b, row.group
-            weights[place], codes[place] = row.weight, code
-        kept: list[Any] = [texts, texts_b, groups, weights, scores, codes, batch.numbers]
+                    self._known[keys[place]] = raw.code_of(row.target)
+            for name in ("text", "text_b", "group", "weight"):
+                columns[name][place] = vars(row)[name]
+        kept = [place for place in range(len(batch)) if place not in refused]
+        numbers = [batch.numbers[place] for place in kept] if refused else batch.numbers
         if refused:
-            places = [place for place in range(len(batch)) if place not in refused]
-            kept = [[values[place] for place in places] for values in kept]
-        for place, score in enumerate(kept[4]):
+            columns = {name: [values[place] for place in kept] for name, values in columns.items()}
+        known: list[int] = []
+        for place, number, score in zip(kept, numbers, columns["score"], strict=True):
             if score == score:
-                target = RawTarget(value=(score,), where=f"{batch.source}{kept[6][place]}")
-                kept[5][place] = raw.code_of_score(target)
-        raw.extend(
-            *kept[:3], weights=kept[3], scores=kept[4], codes=kept[5], source=batch.source, numbers=kept[6]
-        )
+                target = RawTarget(value=(score,), where=f"{batch.source}{number}")
+                codes[place] = raw.code_of_score(target)
+            known.append(codes[place])
+        raw.extend(columns, known, source=batch.source, numbers=numbers)
 
     def _plain_scores(self, batch: Batch) -> list[float]:
         """Return the score of each row, NaN without a score or for a row that is not plain."""
@@ -113,20 +116,14 @@ class TextScan:
         reader = RowReader(batch.where(place), batch.row(place))
         row = read_text(reader, layout)
         if row is None:
-            raw.refused += 1
-            raw.problems += reader.problems
+            raw.reject(reader)
             raw.unlabeled += reader.values.get(layout.target) in (-1, "-1")
             return None
         if layout.texts[0] in CONVERSATIONS and _has_other_roles(reader, layout):
             raw.spoken.append(reader.where)
-        value = row.target.value
-        if (
-            self.class_names
-            and isinstance(value, int)
-            and not row.target.name
-            and value < len(self.class_names)
-        ):
-            return replace(row, target=replace(row.target, name=self.class_names[value]))
+        value, names = row.target.value, self.class_names
+        if isinstance(value, int) and value < len(names) and not row.target.name:
+            return replace(row, target=replace(row.target, name=names[value]))
         return row
 
 
@@ -136,47 +133,3 @@ def _has_other_roles(row: RowReader, layout: TextLayout) -> bool:
     if layout.target == layout.texts[0]:
         messages = messages[:-1]  # the last message is the label
     return any(role != "user" for role, _ in messages)
-
-
-def plain_texts(batch: Batch, column: str) -> list[str]:
-    """Return the stripped texts of a column, "" for a row that is not plain."""
-    values = batch.column(column)
-    stripped = [value.strip() if type(value) is str else "" for value in values]
-    return [text if text[:1].isprintable() else "" for text in stripped]
-
-
-def plain_groups(batch: Batch) -> list[str | None]:
-    """Return the group of each row, None for a row that is not plain."""
-    names = [name for name in GROUP if name in batch.names]
-    if not names:
-        return [""] * len(batch)
-    absent = "" if len(names) == 1 else None
-    return [_plain_group(value, absent, textual=batch.textual) for value in batch.column(names[0])]
-
-
-def _plain_group(value: Any, absent: str | None, *, textual: bool) -> str | None:
-    if type(value) is str and len(value) <= 1000:
-        text = value.strip()
-        return "" if textual and text in MISSING else text
-    if type(value) is int and abs(value) < 10**18:
-        return f"{value:d}"
-    return absent if value is ABSENT else None
-
-
-def plain_weights(batch: Batch) -> list[float | None]:
-    """Return the weight of each row, None for a row that is not plain."""
-    return plain_numbers(batch, "weight", low=MIN_WEIGHT, high=MAX_NUMBER, absent=1.0)
-
-
-def plain_numbers(batch: Batch, name: str, *, low: float, high: float, absent: float) -> list[float | None]:
-    """Return the numbers of a column, `absent` for a missing cell, None for a row that is not plain."""
-    if name not in batch.names:
-        return [absent] * len(batch)
-    return [
-        absent
-        if value is ABSENT
-        else float(value)
-        if type(value) in (int, float) and low <= value <= high
-        else None
-        for value in batch.column(name)
-    ]

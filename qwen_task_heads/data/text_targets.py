@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from qwen_task_heads.data.checks import Finding, ReadReport, examine_texts
+from qwen_task_heads.data.datasets import name_of
 from qwen_task_heads.data.example_tables import TextTable
 from qwen_task_heads.data.label_files import is_whole
 from qwen_task_heads.data.label_schemes import (
     CORRECT_LABEL,
-    SHOWN,
     Scheme,
-    error_at,
     in_quotes,
     is_soft,
     key_of,
 )
-from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.data.labels import SHOWN, LabelMap
 from qwen_task_heads.data.raw_texts import RawTarget, RawTexts, RowProblem
 from qwen_task_heads.data.sequences import index
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 
 # Candidates of a row -> (labels among them, whether there are other names). Rows often have equal candidates.
 CandidateSets = dict[tuple[str, ...], tuple[tuple[str, ...], bool]]
@@ -45,8 +42,7 @@ def resolve(raw: RawTarget, scheme: Scheme, *, known: CandidateSets | None = Non
         target, soft = _resolve_target(raw, scheme)
         _check_candidates(raw, scheme.labels)
     except TaskHeadsError as error:
-        problem = error.problems[0]
-        return RowProblem(problem.where, problem.problem, problem.expected, problem.fix, code=problem.code)
+        return RowProblem(**vars(error.problems[0]))
     return target, soft, _candidates(raw.candidates, scheme.labels, {} if known is None else known)[0]
 
 
@@ -72,17 +68,14 @@ def _candidates(
 
     The labels are () if the candidates are all labels, or if the row has no candidates.
     """
-    if candidates and candidates not in known:
-        known[candidates] = _ordered(candidates, labels)
-    return known.get(candidates, ((), False))
-
-
-def _ordered(candidates: tuple[str, ...], labels: LabelMap) -> tuple[tuple[str, ...], bool]:
-    places = {labels.spelled[name] for name in candidates if name in labels.spelled}
-    has_others = len(places) < len(candidates) and not labels.spelled.keys() >= set(candidates)
-    if len(places) == len(labels):
-        return (), has_others
-    return tuple(labels.names[place] for place in sorted(places)), has_others
+    if not candidates:
+        return (), False
+    if candidates not in known:
+        places = {labels.spelled[name] for name in candidates if name in labels.spelled}
+        has_others = len(places) < len(candidates) and not labels.spelled.keys() >= set(candidates)
+        names = tuple(labels.names[place] for place in sorted(places)) if len(places) < len(labels) else ()
+        known[candidates] = names, has_others
+    return known[candidates]
 
 
 def resolve_all(raw: RawTexts, scheme: Scheme, *, place: str) -> tuple[TextTable, ReadReport]:
@@ -108,22 +101,19 @@ def resolve_all(raw: RawTexts, scheme: Scheme, *, place: str) -> tuple[TextTable
             with_others.append(code)
     codes = raw.codes
     examples = TextTable(
-        text=raw.text,
-        text_b=raw.text_b,
-        group=raw.group,
-        weights=raw.weights.values(),
+        **raw.rows.texts,
+        weights=raw.rows.values("weight"),
         codes=codes,
-        scores=None if raw.scores.is_constant else raw.scores.values(),
+        scores=None if raw.rows.is_constant("score") else raw.rows.values("score"),
         targets=targets,
-        places=raw.places,
+        places=raw.rows.places,
         rows=index(~np.isin(codes, [*refused])) if refused else None,
     )
-    strange = tuple(raw.places[row] for row in np.flatnonzero(np.isin(codes, with_others)).tolist())
+    strange = tuple(raw.rows.places[row] for row in np.flatnonzero(np.isin(codes, with_others)).tolist())
     findings = examine_texts(examples, spoken=raw.spoken)
     findings += (Finding("strange", strange),) if strange else ()
     report = ReadReport(
-        # Model cards show the source, so names of folders are removed.
-        source=Path(place).name if Path(place).exists() else place,
+        source=name_of(place),
         rows_read=raw.rows_read,
         used=len(examples),
         refused=raw.rows_read - len(examples),

@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import error_at, shorten
 from qwen_task_heads.metrics.classification import MULTI, ORDINAL, classification_metrics
 
 SCORES = "scores"  # key of a stored row of numbers
@@ -97,12 +97,10 @@ class TakesLabels:
             where, code = "predictions, prediction_scores", "option-conflict"
             problem = "found both" if scores is not None else "found neither"
             fix = "pass labels as predictions, or logits or probabilities as prediction_scores"
-            raise TaskHeadsError(Problem(where, problem, "one of the two", fix, code=code))
+            raise error_at(where, problem, "one of the two", fix, code=code)
         if references is None:
-            raise TaskHeadsError(
-                Problem(
-                    "references", "found None", "the true labels", "pass references", code="option-missing"
-                )
+            raise error_at(
+                "references", "found None", "the true labels", "pass references", code="option-missing"
             )
         truths = _labels("references", references, several=self.several)
         if scores is not None:
@@ -112,7 +110,7 @@ class TakesLabels:
         if len(answers) != len(truths):
             problem = f"found {len(truths):,} for {len(answers):,} predictions"
             expected, fix = "one reference per prediction", "pass one for each row"
-            raise TaskHeadsError(Problem("references", problem, expected, fix, code="argument-type"))
+            raise error_at("references", problem, expected, fix, code="argument-type")
         return {"predictions": [*map(json.dumps, answers)], "references": [*map(json.dumps, truths)]}
 
 
@@ -120,7 +118,7 @@ def _rows(where: str, value: Any, expected: str) -> list[Any]:
     rows = plain(value)
     if not isinstance(rows, list):
         problem, fix = f"found {shorten(value)}", "pass one value per row"
-        raise TaskHeadsError(Problem(where, problem, f"a list of {expected}", fix, code="argument-type"))
+        raise error_at(where, problem, f"a list of {expected}", fix, code="argument-type")
     return rows
 
 
@@ -136,16 +134,14 @@ def _labels(where: str, value: Any, *, several: bool) -> list[Any]:
         whole = all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in items)
         named = all(isinstance(item, str) for item in items)
         if isinstance(row, list) != several or not (whole or named):
-            raise TaskHeadsError(
-                Problem(f"{where}[{place}]", f"found {shorten(row)}", expected, fix, code="value-type")
-            )
+            raise error_at(f"{where}[{place}]", f"found {shorten(row)}", expected, fix, code="value-type")
     kinds = {_kind(row) for row in rows} - {None}
     if len(kinds) > 1:
         problem, fix = (
             "found ids in some rows and names in others",
             "write all labels as ids, or all as names",
         )
-        raise TaskHeadsError(Problem(where, problem, "ids or names", fix, code="label-conflict"))
+        raise error_at(where, problem, "ids or names", fix, code="label-conflict")
     return rows
 
 
@@ -162,7 +158,7 @@ def _scores(value: Any) -> list[list[float]]:
         numbers = isinstance(row, list) and row and all(isinstance(x, int | float) for x in row)
         if not numbers or not all(map(math.isfinite, row)) or len(row) != len(rows[0]):
             where, fix = f"prediction_scores[{place}]", "pass labels as predictions="
-            raise TaskHeadsError(Problem(where, f"found {shorten(row)}", expected, fix, code="value-type"))
+            raise error_at(where, f"found {shorten(row)}", expected, fix, code="value-type")
     return rows
 
 
@@ -190,13 +186,13 @@ def label_metrics(
     stored = [isinstance(row, dict) for row in answers]
     if any(stored) and not all(stored):
         problem, fix = "found labels in some batches and scores in others", "pass the same argument each time"
-        raise TaskHeadsError(Problem("predictions", problem, "one of the two", fix, code="option-conflict"))
+        raise error_at("predictions", problem, "one of the two", fix, code="option-conflict")
     scored = bool(stored) and stored[0]
     width = len(answers[0][SCORES]) if scored else None
     kinds = {_kind(row) for row in (*truths, *([] if scored else answers))} - {None}
     if problem_type == ORDINAL and str in kinds and labels is None:
         expected, fix = "the order of the names", "pass labels=, from the lowest to the highest"
-        raise TaskHeadsError(Problem("labels", "found None", expected, fix, code="option-missing"))
+        raise error_at("labels", "found None", expected, fix, code="option-missing")
     names = _names(truths if scored else [*answers, *truths], kinds, given=labels, width=width)
     several = problem_type == MULTI
     targets = _ids("references", truths, names, several=several)
@@ -220,20 +216,20 @@ def _names(
         names = plain(given)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             problem, fix = f"found {shorten(given)}", "pass a list of strings"
-            raise TaskHeadsError(Problem("labels", problem, "a list of names", fix, code="argument-type"))
+            raise error_at("labels", problem, "a list of names", fix, code="argument-type")
         if len(set(names)) < len(names) or width not in (None, len(names)):
             problem = f"found {len(names):,} names for {width:,} columns" if width else "a name is repeated"
             expected, fix = "one name per label", "pass each label once"
-            raise TaskHeadsError(Problem("labels", problem, expected, fix, code="label-invalid"))
+            raise error_at("labels", problem, expected, fix, code="label-invalid")
         return names
     if kinds == {int, str}:
         where, problem = "predictions, references", "found ids together with names"
         fix = "pass labels=, the names in the order of the ids"
-        raise TaskHeadsError(Problem(where, problem, "ids or names", fix, code="label-conflict"))
+        raise error_at(where, problem, "ids or names", fix, code="label-conflict")
     if str in kinds and width:
         problem, expected = "found names together with scores", "ids, or names with labels="
         fix = "pass labels=, the names in the order of the columns"
-        raise TaskHeadsError(Problem("references", problem, expected, fix, code="label-conflict"))
+        raise error_at("references", problem, expected, fix, code="label-conflict")
     items = [item for row in rows for item in (row if isinstance(row, list) else [row])]
     if str in kinds:
         return sorted(set(items))
@@ -243,7 +239,7 @@ def _names(
     if width is None and largest >= MAX_ID:
         where, problem = "predictions, references", f"found the id {largest:,}"
         expected, fix = f"ids below {MAX_ID:,}", "check it"
-        raise TaskHeadsError(Problem(where, problem, expected, fix, code="value-range"))
+        raise error_at(where, problem, expected, fix, code="value-range")
     return [*map(str, range(width or largest + 1))]
 
 
@@ -257,9 +253,7 @@ def _ids(where: str, rows: Sequence[Any], names: Sequence[str], *, several: bool
         if hot and (len(row) != len(names) or not set(row) <= {0, 1}):
             expected = f"{len(names):,} zeros and ones, or a list of names"
             fix = "pass one column per label, or names"
-            raise TaskHeadsError(
-                Problem(f"{where}[{number}]", f"found {shorten(row)}", expected, fix, code="value-type")
-            )
+            raise error_at(f"{where}[{number}]", f"found {shorten(row)}", expected, fix, code="value-type")
         items = row if isinstance(row, list) else [row]
         unknown = [
             item for item in items if item not in (place if isinstance(item, str) else range(len(names)))
@@ -267,7 +261,7 @@ def _ids(where: str, rows: Sequence[Any], names: Sequence[str], *, several: bool
         if unknown and not hot:
             problem = f"{shorten(unknown[0])} is none of the {len(names):,} labels"
             fix = "pass labels= with all names, in the order of the ids"
-            raise TaskHeadsError(Problem(f"{where}[{number}]", problem, known, fix, code="label-unknown"))
+            raise error_at(f"{where}[{number}]", problem, known, fix, code="label-unknown")
         ids = [place[item] if isinstance(item, str) else item for item in items]
         result.append(row if hot else [float(n in ids) for n in range(len(names))] if several else ids[0])
     return np.asarray(result, np.float64 if several else np.int64)

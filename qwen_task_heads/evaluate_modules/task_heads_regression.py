@@ -1,24 +1,13 @@
 """Compute Pearson, Spearman, mean squared and absolute error and R² for one value per text."""
 
-from __future__ import annotations
+from qwen_task_heads.evaluate_modules import _base
 
-from typing import Any
 
-import evaluate
+class TaskHeadsRegression(_base.NumberMetric):
+    """Metrics of a regression model."""
 
-from qwen_task_heads import evaluate_modules as shared
-
-INPUTS = """
+    problem_type = "regression"
+    inputs = """
     predictions: one number per text.
     references: one number per text.
 """
-
-
-class TaskHeadsRegression(evaluate.Metric):
-    """Metrics of a regression model."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        return shared.describe(INPUTS)
-
-    def _compute(self, predictions: Any, references: Any, **options: Any) -> dict[str, float | None]:
-        return shared.text_metrics("regression", predictions, references, **options)

@@ -11,8 +11,8 @@ from typing import Any
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.card_task_heads import name_card
-from qwen_task_heads.hubcode.folder_task_heads import ADAPTER, CARD
-from qwen_task_heads.hubcode.hashes_task_heads import read_manifest, write_manifest
+from qwen_task_heads.hubcode.folder_task_heads import ADAPTER
+from qwen_task_heads.hubcode.hashes_task_heads import CARD, read_manifest, write_manifest
 from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, WEIGHTS, embedding_rows
 
 ADAPTERS = (f"{ADAPTER}/{ADAPTER_CONFIG}", ADAPTER_CONFIG)  # the current layout, and that of version 0.1

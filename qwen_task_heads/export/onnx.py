@@ -29,27 +29,28 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.export.stock import (
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at
+from qwen_task_heads.export.shared import (
+    TOLERANCE,
     check_difference,
     float_logits,
     load_merged,
     truncation_rules,
+    unmet,
     verification_rows,
 )
 from qwen_task_heads.hubcode.attention_task_heads import PACKED, rotates_by_length
 from qwen_task_heads.hubcode.encoding_task_heads import encode, encode_texts, pad_rows, strip_title
+from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier
 from qwen_task_heads.inference import int8 as torch_int8
 from qwen_task_heads.inference.inputs import rows_of
 from qwen_task_heads.inference.predictions import problem_type_of
-from qwen_task_heads.models import PooledClassifier
 
 if TYPE_CHECKING:
     import numpy as np
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 INPUTS = ("input_ids", "attention_mask")
-TOLERANCE = 1e-5  # of logits in fp32, relative to the largest one if that is above 1
 # A protobuf file is limited to 2 GiB; larger weights are saved in `model.onnx.data`.
 MAX_INLINE = 1 << 30
 HEAD = "score."  # prefix of the names of the head's operations in the file
@@ -164,9 +165,7 @@ def agreement(
     texts = rows_of("texts", texts)
     text_pairs = None if text_pairs is None else rows_of("text_pairs", text_pairs)
     if not texts:
-        raise TaskHeadsError(
-            Problem("texts", "found no texts", "one or more", "pass held-out texts", code="rows-too-few")
-        )
+        raise error_at("texts", "found no texts", "one or more", "pass held-out texts", code="rows-too-few")
     if isinstance(model, PooledClassifier):
         config = model.config
         rows = encode_texts(
@@ -199,14 +198,12 @@ def check_packages(*names: str) -> None:
         TaskHeadsError: a package is not installed.
     """
     if missing := [name for name in names or PACKAGES if find_spec(name) is None]:
-        raise TaskHeadsError(
-            Problem(
-                "onnx",
-                f"{', '.join(missing)} not installed",
-                ", ".join(names or PACKAGES),
-                "pip install 'qwen-task-heads[onnx]'",
-                code="package-missing",
-            )
+        raise error_at(
+            "onnx",
+            f"{', '.join(missing)} not installed",
+            ", ".join(names or PACKAGES),
+            "pip install 'qwen-task-heads[onnx]'",
+            code="package-missing",
         )
 
 
@@ -217,36 +214,22 @@ def _unsupported(model: Any) -> list[Problem]:
     quantization = config.__dict__.get("quantization_config")
     method = quantization and dict(quantization).get("quant_method")
     rotation = (config.text_config.to_dict().get("rope_parameters") or {}).get("rope_type")
+    sdpa = attention in (PACKED, "sdpa", "eager")
+    free = "rotations that do not depend on the longest row of a batch"
     save = "publish the model with save()"
     rules = [
-        *((*rule, save) for rule in truncation_rules(model)),
+        *((rule, save) for rule in truncation_rules(model)),
         (
-            "quantization_config",
-            method,
-            quantization is None,
-            "a base in float32, bfloat16 or float16",
+            ("quantization_config", method, quantization is None, "a base in float32, bfloat16 or float16"),
             "load the model with dtype=torch.float32",
         ),
         (
-            "attn_implementation",
-            attention,
-            attention in (PACKED, "sdpa", "eager"),
-            "sdpa or eager",
+            ("attn_implementation", attention, sdpa, "sdpa or eager"),
             "load the model with attn_implementation='sdpa'",
         ),
-        (
-            "rope_type",
-            rotation,
-            not rotates_by_length(config.text_config),
-            "rotations that do not depend on the longest row of a batch",
-            save,
-        ),
+        (("rope_type", rotation, not rotates_by_length(config.text_config), free), save),
     ]
-    return [
-        Problem(field, f"found {value!r}", expected, fix, code="model-unsupported")
-        for field, value, fits, expected, fix in rules
-        if not fits
-    ]
+    return [problem for rule, fix in rules for problem in unmet([rule], fix=fix)]
 
 
 def _trace(model: Any) -> Any:
@@ -270,14 +253,12 @@ def _trace(model: Any) -> Any:
             )
         except (OnnxExporterError, TorchDynamoException, RuntimeError, ValueError, TypeError) as error:
             name, reason = model.config.text_config.model_type, " ".join(str(error).split())[:200]
-            raise TaskHeadsError(
-                Problem(
-                    "text_config",
-                    f"transformers' exporter cannot trace {name!r} ({reason})",
-                    "a decoder whose forward does not depend on lengths",
-                    "publish the model with save()",
-                    code="model-unsupported",
-                )
+            raise error_at(
+                "text_config",
+                f"transformers' exporter cannot trace {name!r} ({reason})",
+                "a decoder whose forward does not depend on lengths",
+                "publish the model with save()",
+                code="model-unsupported",
             ) from error
 
 

@@ -11,7 +11,6 @@ vLLM returns the value of every token; the last one is the score of the text.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, Qwen2Config, Qwen2Model
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.export.stock import (
+from qwen_task_heads.export.shared import (
     TOLERANCE,
     VERIFICATION_TEXTS,
     check_difference,
@@ -31,12 +30,15 @@ from qwen_task_heads.export.stock import (
     folder_problems,
     last_token_problems,
     load_merged,
+    server_config,
     staging_folder,
+    unmet,
     verification_limit,
     verification_rows,
 )
 from qwen_task_heads.hubcode.encoding_task_heads import pad_rows
-from qwen_task_heads.modelscope import HUGGINGFACE
+from qwen_task_heads.hubcode.families_task_heads import family_of
+from qwen_task_heads.hubs import HUGGINGFACE
 
 ARCHITECTURE = "Qwen2ForRewardModel"
 HEAD = ("score.0.weight", "score.0.bias", "score.2.weight", "score.2.bias")
@@ -86,7 +88,14 @@ def export_reward_model(
         raise TaskHeadsError(problems)
     with staging_folder(folder) as staged:
         staged.mkdir()
-        _config(model, pad_id=tokenizer.pad_token_id).save_pretrained(staged)
+        config = server_config(
+            model,
+            architecture=ARCHITECTURE,
+            problem_type="regression",  # the score itself, without a sigmoid
+            pad_id=tokenizer.pad_token_id,
+        )
+        config.dtype = str(model.dtype).split(".")[-1]
+        config.save_pretrained(staged)
         first, last = (layer for layer in model.score if isinstance(layer, torch.nn.Linear))
         head = (first.weight, first.bias, last.weight, last.bias)
         tensors = {f"model.{name}": tensor for name, tensor in model.model.state_dict().items()}
@@ -145,30 +154,13 @@ def _unsupported(model: Any) -> list[Problem]:
     family, width = config.text_config.model_type, config.text_config.hidden_size
     is_mlp = config.head == "mlp"
     rules = [
-        ("text_config", family, family == "qwen2", "qwen2"),
+        ("text_config", family, family_of(family).reward_model == ARCHITECTURE, "qwen2"),
         ("num_labels", config.num_labels, config.num_labels == 1, "1, one score"),
         ("head", config.head, is_mlp, "mlp; export_stock() takes a linear one"),
         ("head_sizes", config.head_sizes, not is_mlp or config.head_sizes == [width], f"[{width}]"),
         ("head_activation", config.head_activation, not is_mlp or config.head_activation == "relu", "relu"),
     ]
-    problems = [
-        Problem(field, f"found {value!r}", expected, FIX, code="model-unsupported")
-        for field, value, fits, expected in rules
-        if not fits
-    ]
-    return [*problems, *last_token_problems(model, fix=FIX)]
-
-
-def _config(model: Any, *, pad_id: int | None) -> Any:
-    """Return the backbone's config with the fields that servers read of a reward model."""
-    config = copy.deepcopy(model.config.text_config)
-    config.id2label, config.label2id = dict(model.config.id2label), dict(model.config.label2id)
-    config.problem_type = "regression"  # the score itself, without a sigmoid
-    config.pad_token_id = pad_id
-    config.architectures = [ARCHITECTURE]
-    config.dtype = str(model.dtype).split(".")[-1]
-    config._name_or_path = ""
-    return config
+    return [*unmet(rules, fix=FIX), *last_token_problems(model, fix=FIX)]
 
 
 def _verify(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -9,20 +9,13 @@ padded batches, before it gets its final name.
 `problem_type`, which chooses between softmax, sigmoid and the score itself. `serve_command` returns the
 command. Stock pipelines do not truncate by default: pass `truncation=True` for texts over the limit of
 training.
-
-The module also has the functions that `reward_model` and `onnx` share: loading and merging, the texts of the
-verification, and a staging folder that is renamed after the verification.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import os
 import shlex
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,26 +27,24 @@ from transformers import (
 )
 
 from qwen_task_heads.dtypes import store_in
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
-from qwen_task_heads.hubcode.encoding_task_heads import encode_texts, pad_rows, template_of
-from qwen_task_heads.hubcode.saving_task_heads import embedding_rows
-from qwen_task_heads.models import (
-    PooledClassifier,
-    TaskHeadModel,
-    has_adapter,
-    load,
-    load_tokenizer,
-    merge,
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
+from qwen_task_heads.export.shared import (
+    TOLERANCE,
+    VERIFICATION_TEXTS,
+    check_difference,
+    float_logits,
+    folder_problems,
+    last_token_problems,
+    load_merged,
+    server_config,
+    staging_folder,
+    verification_limit,
+    verification_rows,
 )
-from qwen_task_heads.modelscope import HUGGINGFACE
-from qwen_task_heads.verification.reference import FIXED_TEXTS
+from qwen_task_heads.hubcode.encoding_task_heads import pad_rows, template_of
+from qwen_task_heads.hubcode.saving_task_heads import embedding_rows
+from qwen_task_heads.hubs import HUGGINGFACE
 
-# Of logits in fp32, relative to the largest one if that is above 1. The stock class adds the same numbers in
-# another order, which changes deep models and merged adapters by more than 1e-6.
-TOLERANCE = 1e-5
-# The last text is longer than most limits. The text with control tokens is left out, because a tokenizer
-# without a compiled template would parse them.
-VERIFICATION_TEXTS = (*(text for text in FIXED_TEXTS if "<|" not in text), "word " * 600)
 FIX = "publish the model with save(), or publish.py --form saved"
 
 
@@ -134,14 +125,12 @@ def serve_command(folder: str | Path) -> str:
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     classes = config.get("architectures") or [None]
     if not str(classes[0]).endswith(("ForSequenceClassification", "ForRewardModel")):
-        raise TaskHeadsError(
-            Problem(
-                str(folder),
-                f"found {shorten(classes[0])}" if config else "config.json is missing",
-                "a folder of export_stock() or export_reward_model()",
-                "export the model first",
-                code="model-type" if config else "model-not-found",
-            )
+        raise error_at(
+            str(folder),
+            f"found {shorten(classes[0])}" if config else "config.json is missing",
+            "a folder of export_stock() or export_reward_model()",
+            "export the model first",
+            code="model-type" if config else "model-not-found",
         )
     words = ["vllm", "serve", str(folder), "--runner", "pooling"]
     saved = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -150,73 +139,6 @@ def serve_command(folder: str | Path) -> str:
     if classes[0].endswith("ForRewardModel"):
         words += ["--pooler-config", '{"use_activation": false}']
     return shlex.join(words)
-
-
-def load_merged(
-    model_or_folder: Any, *, tokenizer: Any, revision: str | None = None, hub: str = HUGGINGFACE
-) -> tuple[Any, Any]:
-    """Return the model of an export with its adapter merged, and a copy of the tokenizer.
-
-    Args:
-        model_or_folder: see `export_stock`.
-        tokenizer: None for the one in the folder.
-        revision: branch, tag or commit of a repo.
-        hub: hub of the ids.
-
-    Raises:
-        TaskHeadsError: a model without a tokenizer, or no such model.
-    """
-    if isinstance(model_or_folder, (str, Path)):
-        source = str(model_or_folder)
-        place: dict[str, Any] = {"revision": revision, "hub": hub}
-        tokenizer = tokenizer or load_tokenizer(source, **place)
-        model: Any = merge(source, **place) if has_adapter(source, **place) else load(source, **place)
-    else:
-        model = model_or_folder
-        if not isinstance(model, TaskHeadModel) or model._hf_peft_config_loaded:
-            model = merge(model)
-    if tokenizer is None:
-        raise TaskHeadsError(
-            Problem(
-                "tokenizer",
-                "the tokenizer is missing",
-                "the tokenizer of the model",
-                "pass tokenizer=",
-                code="option-missing",
-            )
-        )
-    return model, copy.deepcopy(tokenizer)  # its pad token may change
-
-
-def last_token_problems(model: Any, *, fix: str) -> list[Problem]:
-    """Return the settings of a model that a linear head on the last token does not support."""
-    config = model.config
-    rules = [
-        ("pooling", config.pooling, config.pooling == "last", "last"),
-        ("head_layers", config.head_layers, not config.lower_layers, "one layer, the last one of the model"),
-        ("bidirectional", config.bidirectional, not config.bidirectional, "false"),
-        (
-            "problem_type",
-            config.problem_type,
-            config.problem_type != "ordinal",
-            "single-label, multi-label or regression",
-        ),
-    ]
-    rules += truncation_rules(model)
-    return [
-        Problem(field, f"found {value!r}", expected, fix, code="model-unsupported")
-        for field, value, fits, expected in rules
-        if not fits
-    ]
-
-
-def truncation_rules(model: Any) -> list[tuple[str, Any, bool, str]]:
-    """Return `(field, value, fits, expected)` of the truncation policy; [] for title scorers."""
-    if not isinstance(model, PooledClassifier):
-        return []
-    policy = model.config.truncation
-    fits = policy not in ("head_tail", "windows")
-    return [("truncation", policy, fits, "head or tail, which a tokenizer supports")]
 
 
 def _unsupported(model: Any) -> list[Problem]:
@@ -271,47 +193,16 @@ def _choose_pad(tokenizer: Any, *, rows: int) -> list[Problem]:
     return []
 
 
-@contextmanager
-def staging_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder that is renamed to `folder` at the end, and removed after an error."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging:
-        staged = Path(staging, "export")
-        yield staged
-        os.replace(staged, folder)
-
-
-def folder_problems(folder: Path) -> list[Problem]:
-    """Return the problem of an output folder that is not empty, or []."""
-    if folder.is_dir() and not any(folder.iterdir()):
-        return []
-    if not folder.exists():
-        return []
-    return [
-        Problem(
-            str(folder),
-            "the folder is not empty",
-            "a new or empty folder",
-            "name another, or empty it",
-            code="path-exists",
-        )
-    ]
-
-
 def _convert(model: Any, *, pad_id: int) -> Any:
     """Return the stock model with the same tensors, each under its stock name."""
-    config = copy.deepcopy(model.config.text_config)
-    stock_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
-    config.id2label, config.label2id = dict(model.config.id2label), dict(model.config.label2id)
+    stock_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(model.config.text_config)]
     default = "regression" if model.config.num_labels == 1 else "single_label_classification"
-    config.problem_type = model.config.problem_type or default
+    kind = model.config.problem_type or default
+    config = server_config(model, architecture=stock_class.__name__, problem_type=kind, pad_id=pad_id)
     if model.config.__dict__.get("label_thresholds"):  # for callers; the stock class ignores it
         config.label_thresholds = list(model.config.label_thresholds)
     if model.config.calibration:
         config.calibration = copy.deepcopy(model.config.calibration)
-    config.pad_token_id = pad_id
-    config.architectures = [stock_class.__name__]
-    config._name_or_path = ""
     linear: Any = model.score[-1] if isinstance(model.score, torch.nn.Sequential) else model.score
     prefix = stock_class.base_model_prefix
     tensors = {f"{prefix}.{name}": tensor for name, tensor in model.model.state_dict().items()}
@@ -324,75 +215,18 @@ def _convert(model: Any, *, pad_id: int) -> Any:
         name for name in expected.keys() & tensors.keys() if expected[name].shape != tensors[name].shape
     ]
     if wrong:
-        raise TaskHeadsError(
-            Problem(
-                "text_config",
-                f"{stock_class.__name__} differs in {shorten(wrong[0])}",
-                "a stock class of a backbone and one matrix `score`",
-                "publish the model with save()",
-                code="model-unsupported",
-            )
+        raise error_at(
+            "text_config",
+            f"{stock_class.__name__} differs in {shorten(wrong[0])}",
+            "a stock class of a backbone and one matrix `score`",
+            "publish the model with save()",
+            code="model-unsupported",
         )
     stock = stock_class(config).to(model.dtype)
     # The head stays in fp32, so that servers that compute it in fp32 give the logits of this model.
     stock.score.float()
     stock.load_state_dict({name: tensor.cpu() for name, tensor in tensors.items()}, strict=True)
     return stock.eval()
-
-
-def verification_rows(model: Any, tokenizer: Any) -> list[list[int]]:
-    """Return the token ids of `VERIFICATION_TEXTS`, truncated as in training."""
-    limit, side = verification_limit(model, tokenizer), tokenizer.truncation_side
-    return encode_texts(
-        tokenizer, VERIFICATION_TEXTS, max_length=limit, truncation="tail" if side == "left" else "head"
-    ).input_ids
-
-
-def verification_limit(model: Any, tokenizer: Any) -> int:
-    """Return the length limit of the verification; without a limit of the model, about 512 tokens."""
-    limit = model.config.max_seq_length if isinstance(model, PooledClassifier) else None
-    return limit or min(tokenizer.model_max_length, 512 + sum(map(len, template_of(tokenizer))))
-
-
-@torch.no_grad()
-def float_logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return logits (B, L) of a padded batch, in fp32 and eval mode whatever the state of the model."""
-    ours = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
-    training, device = ours.training, ours.device
-    ours.eval()
-    logits = ours(**{name: tensor.to(device) for name, tensor in batch.items()}).logits.cpu()
-    ours.train(training)
-    return logits
-
-
-def check_difference(
-    found: torch.Tensor, expected: torch.Tensor, *, tolerance: float, where: str, runtime: str
-) -> float:
-    """Return the largest absolute difference of logits; raise if it exceeds the tolerance.
-
-    Args:
-        found: (B, L), logits of the export.
-        expected: (B, L), logits of the model.
-        tolerance: relative to the largest logit if that is above 1.
-        where: the folder or file.
-        runtime: the class or runtime that computed `found`.
-
-    Raises:
-        TaskHeadsError: the difference exceeds the tolerance or is NaN.
-    """
-    allowed = tolerance * max(1.0, float(expected.abs().max()))
-    difference = float((found - expected).abs().max())
-    if difference <= allowed:  # false for NaN
-        return difference
-    raise TaskHeadsError(
-        Problem(
-            where,
-            f"the logits of {runtime} differ by {difference:.2g}",
-            f"a difference of at most {allowed:.0e}",
-            "publish the model with save(), because this export computes other logits",
-            code="verification-failed",
-        )
-    )
 
 
 @torch.no_grad()

@@ -22,26 +22,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
-from .configuration_task_heads import refuse
+from .errors_task_heads import refuse
+from .families_task_heads import family_of
 from .packing_task_heads import Attention, Grid, PackedRows, Ragged, pack
 
 # The number is increased when the fields of `PackedRows` change. transformers keeps one function per name,
 # and two published models in one process may bring two versions of this file.
 PACKED = "packed_sdpa_1"
-# Decoders that mix tokens only in plain scaled dot-product attention; tests compare each with its padded
-# batch. Other families mix tokens elsewhere (hybrids, convolutions), encode positions without position_ids
-# (ALiBi), or change the attention scores (soft caps, sinks).
-EXACT = (
-    "qwen2",
-    "qwen3",
-    "llama",
-    "mistral",
-    "qwen2_moe",
-    "qwen3_moe",
-    "gemma",
-    "olmo2",
-    "phi3",
-)
 
 
 def packing_fallback_reason(config: PreTrainedConfig) -> str | None:
@@ -53,8 +40,10 @@ def packing_fallback_reason(config: PreTrainedConfig) -> str | None:
         >>> packing_fallback_reason(BloomConfig(attn_implementation="sdpa"))
         "packed rows are not exact for a 'bloom' backbone"
     """
-    if config.model_type not in EXACT:
+    if not family_of(config.model_type).packable:
         return f"packed rows are not exact for a {config.model_type!r} backbone"
+    if config.to_dict().get("use_bidirectional_attention"):
+        return "the backbone's own attention is bidirectional"
     if config._attn_implementation == "sdpa":  # set after the model was built
         return f"attn_implementation was set to sdpa; set_attn_implementation({PACKED!r}) packs again"
     if config._attn_implementation != PACKED:
@@ -73,7 +62,9 @@ def window_of(config: PreTrainedConfig) -> int | None:
 def rotates_by_length(config: PreTrainedConfig) -> bool:
     """Return whether rotations depend on the longest row of a batch, so that keys cannot be cached."""
     rope = config.to_dict().get("rope_parameters") or {}
-    return rope.get("rope_type") in ("dynamic", "longrope")
+    # Gemma 3 has one dictionary per kind of attention.
+    parts = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    return any(part.get("rope_type") in ("dynamic", "longrope") for part in parts)
 
 
 def two_sided_mask(config: PreTrainedConfig, mask: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:

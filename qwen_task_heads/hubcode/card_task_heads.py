@@ -18,8 +18,6 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 HERE = "."
 HERE_NOTE = 'Run this in the folder of the card, or put its path or the id of its repo in place of `"."`.'
 UNSTATED_USE = "Texts like those that it was trained on. Its owner stated nothing else."
-_CODE = re.compile(r"^```python\n.*?^```$", re.MULTILINE | re.DOTALL)
-_OF_0_1 = r'"path/to/[^"\n]*"'  # the name in the snippets of version 0.1
 
 
 def basic_card(
@@ -155,9 +153,10 @@ def _metadata(
 
 
 def name_card(text: str, repo_id: str, *, revision: str | None = None, tags: list[str] | None = None) -> str:
-    """Set the name of a repo on the card of a folder: in the heading, `model-index` and load snippets.
+    """Set the name of a repo on a card: in the metadata, in the load snippets and in the heading.
 
-    A heading that was written by hand is kept.
+    The snippets and the heading are changed where they have the name that the metadata states, or `HERE`. A
+    heading that was written by hand is kept.
 
     Args:
         text: text of the card.
@@ -167,34 +166,28 @@ def name_card(text: str, repo_id: str, *, revision: str | None = None, tags: lis
 
     Example:
         >>> from qwen_task_heads.hubcode.card_task_heads import name_card
-        >>> print(name_card('```python\\nload.from_pretrained(".")\\n```', "me/b"))
-        ```python
+        >>> print(name_card('load.from_pretrained(".")', "me/b"))
         load.from_pretrained("me/b")
-        ```
     """
-    found = re.search(r"^# (.*)$", text, re.MULTILINE)
-    title = found[1].replace("\\", "") if found else ""
-    own = {"Title scorer", "Text classifier"}  # titles that were not written by hand
-    if any(json.dumps(title) in block for block in _CODE.findall(text)):  # the id of another repo
-        own.add(title)
-    if text.startswith("---\n"):
-        page = ModelCard(text, ignore_metadata_errors=True)
-        metadata = page.data.to_dict()
-        if "model-index" in metadata:
-            own.add(page.data["model_name"])
-            page.data["model_name"] = repo_id
-        if tags:
-            page.data["tags"] = list(dict.fromkeys([*(metadata.get("tags") or []), *tags]))
-        if tags or "model-index" in metadata:
-            text = str(page)
-    pinned = f", revision={json.dumps(revision)}" if revision else ""
-    new = json.dumps(repo_id) + pinned
-    names = {HERE, *own, title} - {""}
-    old = re.compile("|".join([*(re.escape(json.dumps(name)) for name in sorted(names)), _OF_0_1]))
-    text = _CODE.sub(lambda block: old.sub(lambda _: new, block[0]), text)
-    if title in own:
-        text = re.sub(r"^# .*$", lambda _: f"# {repo_id}", text, count=1, flags=re.MULTILINE)
-    return text.replace(f"{HERE_NOTE}\n\n", "")
+    page = ModelCard(text, ignore_metadata_errors=True) if text.startswith("---\n") else None
+    old = page.data.get("model_name") if page else None
+    body = (page.text if page else text).replace(f"{HERE_NOTE}\n\n", "")
+    named = json.dumps(repo_id) + (f", revision={json.dumps(revision)}" if revision else "")
+    for name in {HERE, old or HERE}:
+        for before in ("(", "model="):
+            body = body.replace(f"{before}{json.dumps(name)}", f"{before}{named}")
+    lines = body.split("\n")
+    if old and f"# {old}" in lines:
+        lines[lines.index(f"# {old}")] = f"# {repo_id}"
+    body = "\n".join(lines)
+    if page is None or not (old or tags):  # metadata written by hand keeps its layout
+        return text.removesuffix(page.text if page else text) + body
+    page.text = body
+    if old:
+        page.data["model_name"] = repo_id
+    if tags:
+        page.data["tags"] = list(dict.fromkeys([*(page.data.get("tags") or []), *tags]))
+    return str(page)
 
 
 def _layers(config: Any) -> str:

@@ -8,10 +8,12 @@ process as before.
 
 from __future__ import annotations
 
-import copy
 from typing import Any, ClassVar, Literal
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from .early_exit_task_heads import check_head_layers, cut_layers
+from .errors_task_heads import refuse, refuse_choice, refuse_pairs
 
 POOLINGS = ("last", "mean", "max", "attention")
 HEADS = ("linear", "mlp")
@@ -21,34 +23,7 @@ TRUNCATIONS = ("head", "tail", "head_tail", "windows")
 AGGREGATIONS = ("mean", "max")
 MIN_SEQ_LENGTH = 16  # the stored probe has rows of 12 tokens, which no truncation may cut
 
-# Decoders whose first k layers with `norm` are again a decoder: each layer reads only the layer below it.
-CAN_EXIT = ("qwen2", "qwen3", "llama", "mistral", "qwen2_moe", "qwen3_moe", "gemma", "olmo2", "phi3")
-
 MODEL_TYPES = ("pooled_classifier", "title_scorer")
-
-
-class TaskHeadError(ValueError):
-    """Bad input, reported by code that is copied into repos: `where: problem. Expected X. Fix: Y.`
-
-    A separate type, so that the package can tell bad input from a defect and print it without a traceback.
-
-    Args:
-        where: field, argument, file or tensor name.
-        problem: what is wrong, as a short clause.
-        expected: what would have been accepted.
-        fix: what the user can do next, in the imperative.
-        code: a key of `CODES` in the package's `errors.py`, which copied code cannot import.
-    """
-
-    def __init__(self, where: str, problem: str, expected: object, fix: str, *, code: str) -> None:
-        self.where, self.problem, self.expected = where, problem, f"{expected}"
-        self.fix, self.code = fix, code
-        super().__init__(f"{where}: {problem}. Expected {expected}. Fix: {fix}.")
-
-
-def refuse(where: str, found: object, expected: object, fix: str, *, code: str) -> TaskHeadError:
-    """Return the error of a value that is not accepted; its problem is `found <value>`."""
-    return TaskHeadError(where, f"found {found!r}", expected, fix, code=code)
 
 
 class TaskHeadConfig(PreTrainedConfig):
@@ -71,7 +46,7 @@ class TaskHeadConfig(PreTrainedConfig):
             kept, so `backbone_layers` follows. None: only the last layer.
         backbone_name_or_path: the base that an adapter repo loads before its adapter.
         backbone_revision: commit of the base on its hub, or None for a local folder.
-        backbone_hub: `modelscope` if the commit is one of ModelScope; None for the Hugging Face Hub.
+        backbone_hub: hub of the commit, such as `modelscope`; None for the Hugging Face Hub.
         backbone_files: SHA-256 by name of the files of a base that is a folder or was fetched from
             ModelScope. An adapter loads only on these files. None for a base that is pinned by its commit.
         probe: token ids and their logits, which are verified after every load. Written on save.
@@ -92,6 +67,12 @@ class TaskHeadConfig(PreTrainedConfig):
     sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
     # A config needs a backbone: the default Qwen2Config() would be a model of 7B parameters.
     has_no_defaults_at_init = True
+    _choices: ClassVar[dict[str, tuple[str, ...]]] = {
+        "pooling": POOLINGS,
+        "head": HEADS,
+        "head_activation": ACTIVATIONS,
+        "problem_type": PROBLEM_TYPES,
+    }
 
     text_config: dict | PreTrainedConfig | None = None
     pooling: str = "last"
@@ -160,18 +141,10 @@ class TaskHeadConfig(PreTrainedConfig):
 
     def _check(self) -> None:
         """Raise for values from which no model can be built, with the name of the field."""
-        for field, choices in (("pooling", POOLINGS), ("head", HEADS), ("head_activation", ACTIVATIONS)):
+        for field, choices in self._choices.items():
             value = self.__dict__[field]
-            if value not in choices:
-                raise refuse(field, value, ", ".join(choices), "choose one of them", code="option-value")
-        if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
-            raise refuse(
-                "problem_type",
-                self.problem_type,
-                ", ".join(PROBLEM_TYPES),
-                "choose one of them",
-                code="option-value",
-            )
+            if value not in choices and not (field == "problem_type" and value is None):
+                raise refuse_choice(field, value, choices)
         if any(not isinstance(size, int) or size < 1 for size in self.head_sizes or []):
             raise refuse(
                 "head_sizes",
@@ -205,75 +178,7 @@ class TaskHeadConfig(PreTrainedConfig):
                 code="option-range",
             )
         if self.head_layers is not None and self.text_config is not None:
-            self._check_head_layers(list(self.head_layers), self.text_config)
-
-    def _check_head_layers(self, layers: list[int], text_config: Any) -> None:
-        """Raise for layers that the backbone does not have or whose states it does not return."""
-        depth, keep = text_config.num_hidden_layers, self.backbone_layers
-        known = sorted({n for n in layers if isinstance(n, int) and n is not True and 1 <= n <= depth})
-        if layers != known or not layers:
-            raise refuse(
-                "head_layers",
-                layers,
-                f"distinct layer numbers from 1 to {depth} in ascending order",
-                f"choose such as {' '.join(map(str, known or [depth]))}",
-                code="option-range",
-            )
-        if keep is not None and keep != layers[-1]:
-            raise refuse(
-                "head_layers",
-                layers,
-                f"layers of which the last is {keep}, the value of backbone_layers",
-                "drop one of the two: backbone_layers follows from head_layers",
-                code="option-conflict",
-            )
-        if layers != [depth] and text_config.model_type not in CAN_EXIT:
-            raise TaskHeadError(
-                "head_layers",
-                f"found {layers} for a {text_config.model_type} backbone",
-                f"the last layer, {depth}, or a backbone of type {', '.join(CAN_EXIT)}",
-                "drop it",
-                code="option-unsupported",
-            )
-
-
-def cut_layers(text_config: PreTrainedConfig, *, keep: int) -> PreTrainedConfig:
-    """Return a copy of a backbone's config with its first `keep` layers; the config itself if it has no more.
-
-    Raises:
-        ValueError: a backbone with fewer layers, or a family that cannot exit early.
-
-    Example:
-        >>> from transformers import Qwen2Config
-        >>> from qwen_task_heads.hubcode.configuration_task_heads import cut_layers
-        >>> cut = cut_layers(Qwen2Config(hidden_size=64, num_hidden_layers=6), keep=2)
-        >>> cut.num_hidden_layers, len(cut.layer_types)
-        (2, 2)
-    """
-    depth = text_config.num_hidden_layers
-    if isinstance(keep, bool) or not isinstance(keep, int) or not 1 <= keep <= depth:
-        raise refuse(
-            "backbone_layers",
-            keep,
-            f"1 to {depth}, the number of layers of the backbone",
-            f"choose such as {max(1, depth // 2)}",
-            code="option-range",
-        )
-    if keep == depth:
-        return text_config
-    if text_config.model_type not in CAN_EXIT:
-        raise TaskHeadError(
-            "backbone_layers",
-            f"found {keep} for a {text_config.model_type} backbone",
-            f"all {depth} layers, or a backbone of type {', '.join(CAN_EXIT)}",
-            "drop it",
-            code="option-unsupported",
-        )
-    cut = copy.deepcopy(text_config)
-    cut.num_hidden_layers = keep
-    if text_config.to_dict().get("layer_types") is not None:
-        cut.layer_types = text_config.layer_types[:keep]
-    return cut
+            check_head_layers(list(self.head_layers), self.text_config, keep=self.backbone_layers)
 
 
 class PooledClassifierConfig(TaskHeadConfig):
@@ -302,6 +207,11 @@ class PooledClassifierConfig(TaskHeadConfig):
     """
 
     model_type = "pooled_classifier"
+    _choices: ClassVar[dict[str, tuple[str, ...]]] = {
+        **TaskHeadConfig._choices,
+        "truncation": TRUNCATIONS,
+        "window_aggregation": AGGREGATIONS,
+    }
 
     max_seq_length: int | None = None
     truncation: str = "head"
@@ -349,10 +259,6 @@ class PooledClassifierConfig(TaskHeadConfig):
 
     def _check(self) -> None:
         super()._check()
-        for field, choices in (("truncation", TRUNCATIONS), ("window_aggregation", AGGREGATIONS)):
-            value = self.__dict__[field]
-            if value not in choices:
-                raise refuse(field, value, ", ".join(choices), "choose one of them", code="option-value")
         limit, truncation = self.max_seq_length, self.truncation
         if limit is None and truncation != "head":
             raise refuse(
@@ -367,13 +273,7 @@ class PooledClassifierConfig(TaskHeadConfig):
                 "max_seq_length", limit, f"{MIN_SEQ_LENGTH} or more", "raise it", code="option-range"
             )
         if "between" in (self.template or {}) and truncation in ("head_tail", "windows"):
-            raise refuse(
-                "truncation",
-                truncation,
-                "head or tail for pairs of texts",
-                "choose one of them",
-                code="option-conflict",
-            )
+            raise refuse_pairs(truncation)
         fixed = sum(len((self.template or {}).get(part, [])) for part in ("before", "after"))
         room = (limit or 0) - fixed
         if limit is not None and room < 1:

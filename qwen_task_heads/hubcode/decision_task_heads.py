@@ -26,8 +26,9 @@ from typing import Any
 
 import torch
 
-from .configuration_task_heads import PooledClassifierConfig, TaskHeadError
+from .configuration_task_heads import PooledClassifierConfig
 from .encoding_task_heads import encode_texts
+from .errors_task_heads import TaskHeadError
 
 try:
     from transformers import DecisionConfig

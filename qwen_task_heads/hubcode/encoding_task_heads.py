@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from .configuration_task_heads import TaskHeadError, refuse
+from .errors_task_heads import TaskHeadError, refuse, refuse_pairs
 
 TEMPLATE_KEY = "task_template"  # in tokenizer_config.json: {"before": ids, "between": ids, "after": ids}
 PARTS = ("before", "between", "after")
@@ -210,13 +210,7 @@ def encode_texts(
     seconds = text_pairs or [""] * len(texts)
     second_ids = _plain_ids(tokenizer, seconds) if any(seconds) else [[]] * len(texts)
     if any(seconds) and truncation in ("head_tail", "windows"):
-        raise refuse(
-            "truncation",
-            truncation,
-            "head or tail for pairs of texts",
-            "choose one of them",
-            code="option-conflict",
-        )
+        raise refuse_pairs(truncation)
     rows, cut, lost = [], 0, 0
     for text, other, second in zip(_plain_ids(tokenizer, texts), second_ids, seconds, strict=True):
         fixed = len(before) + len(after) + (len(between) if second else 0)

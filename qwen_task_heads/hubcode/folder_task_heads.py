@@ -13,10 +13,19 @@ from huggingface_hub import ModelCard
 from transformers.utils import cached_file
 
 from .card_task_heads import basic_card
-from .hashes_task_heads import DRAFT, MANIFEST, hash_files, matches_any, read_manifest, sha256, write_manifest
+from .hashes_task_heads import (
+    CARD,
+    DRAFT,
+    MANIFEST,
+    hash_files,
+    matches_any,
+    read_manifest,
+    sha256,
+    write_manifest,
+)
 
 ADAPTER = "adapter"  # subfolder of an adapter
-CARD, REFERENCE = "README.md", "reference.json"
+REFERENCE = "reference.json"
 ROWS = ("predictions.jsonl", "errors.md")  # files with texts of the data
 TOKENIZER = (
     "tokenizer.json",

@@ -19,9 +19,10 @@ from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .configuration_task_heads import TaskHeadError
+from .errors_task_heads import TaskHeadError
 
-MANIFEST = "manifest.json"
+CARD, MANIFEST = "README.md", "manifest.json"
+RUN = "run"  # key of a manifest: the record of the run, from which the package renders the card
 DRAFT = "draft"  # key of a manifest: the folder was only saved, and its files may be edited
 GGUF_SOURCE = "gguf.json"  # in a dequantised folder: the GGUF file, and the files that were written
 INSIDE = ("adapter", "onnx", ".eval_results")  # subfolders that belong to a model
@@ -174,10 +175,15 @@ def write_manifest(
 ) -> None:
     """Write `manifest.json` with the hashes of the current files.
 
+    The record of a run is kept only with the card that was rendered from it.
+
     Args:
         folder: folder of the model.
         content: other fields of the manifest; the table of files is replaced.
         known: as in `hash_files`.
     """
-    text = json.dumps({**content, "files": hash_files(folder, known=known)}, indent=2, ensure_ascii=False)
+    files = hash_files(folder, known=known)
+    if content.get("files", {}).get(CARD) != files.get(CARD):
+        content = {key: value for key, value in content.items() if key != RUN}
+    text = json.dumps({**content, "files": files}, indent=2, ensure_ascii=False)
     Path(folder, MANIFEST).write_text(text + "\n", encoding="utf-8")

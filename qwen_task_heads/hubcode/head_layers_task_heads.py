@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .configuration_task_heads import TaskHeadError
+from .errors_task_heads import TaskHeadError
 
 
 class LayerStates:

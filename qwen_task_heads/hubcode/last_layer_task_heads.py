@@ -13,19 +13,18 @@ from typing import Any
 
 import torch
 
-from .attention_task_heads import EXACT, PACKED, attend_with_prefix
+from .attention_task_heads import PACKED, attend_with_prefix
+from .families_task_heads import family_of
 from .packing_task_heads import PackedRows
-
-# Families whose layers are: norm, q/k/v, rotation, attention, o; norm, MLP.
-PLAIN_LAYERS = ("qwen2", "qwen3", "llama", "mistral")
 
 
 def prepare(backbone: Any) -> None:
     """Set the attention and the last layer of a backbone for packed rows, if it supports them."""
     config = backbone.config
-    if config.model_type in EXACT and config._attn_implementation in ("sdpa", PACKED):
+    family = family_of(config.model_type)
+    if family.packable and config._attn_implementation in ("sdpa", PACKED):
         backbone.set_attn_implementation(PACKED)
-        if config.model_type in PLAIN_LAYERS:
+        if family.last_layer_pooling:
             layer = backbone.layers[-1]
             layer.__class__ = _pooling(layer.__class__)
 

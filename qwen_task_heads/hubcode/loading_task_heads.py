@@ -23,7 +23,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.utils import cached_file, logging
 
-from .configuration_task_heads import MODEL_TYPES, TaskHeadError, refuse
+from .configuration_task_heads import MODEL_TYPES
+from .errors_task_heads import TaskHeadError, refuse
 from .folder_task_heads import ADAPTER
 from .hashes_task_heads import check_base, models_cache
 from .saving_task_heads import (
@@ -154,7 +155,7 @@ class StrictLoading(StrictSaving):
                 f"{repo}/config.json",
                 f"base {base!r} cannot be loaded ({str(error).splitlines()[0][:200]})",
                 "a reachable repo id or an existing folder",
-                "load it with hub='modelscope', the hub of its base"
+                f"load it with hub={config.backbone_hub!r}, the hub of its base"
                 if config.backbone_hub
                 else "fetch the base, or set backbone_name_or_path to where it is",
                 code="base-changed",

@@ -24,18 +24,14 @@ from .attention_task_heads import (
     window_of,
 )
 from .bucketing_task_heads import buckets_of, in_order, is_distributed, take_rows
-from .configuration_task_heads import (
-    PooledClassifierConfig,
-    TaskHeadConfig,
-    TaskHeadError,
-    TitleScorerConfig,
-    refuse,
-)
+from .configuration_task_heads import PooledClassifierConfig, TaskHeadConfig, TitleScorerConfig
 from .decision_task_heads import DecisionMixin, HeadDecisionConfig, answer_scores
-from .encoding_task_heads import cut_row, pad_rows
+from .errors_task_heads import TaskHeadError, refuse
+from .families_task_heads import family_of
 from .head_layers_task_heads import LayerStates, join, keep_states
-from .last_layer_task_heads import PLAIN_LAYERS, prepare
+from .last_layer_task_heads import prepare
 from .loading_task_heads import StrictLoading
+from .long_rows_task_heads import aggregate, cut_rows, is_long
 from .packing_task_heads import KeysAndValues, PackedRows, Store, pack
 from .pooling_task_heads import (
     build_head,
@@ -118,6 +114,9 @@ class TaskHeadModel(StrictLoading):
         padded together (`bucketing_task_heads`). The results are those of the padded batch, which is computed
         if a caller requests states, attentions or a cache, or passes positions.
 
+        A classifier first cuts rows over `max_seq_length`. Only logits and loss are returned then, because
+        states and attentions would be those of the pieces.
+
         Args:
             input_ids: (B, T) int64 token ids, padded on any side.
             attention_mask: (B, T), 1 for real tokens; without it, see `derive_mask`.
@@ -133,8 +132,9 @@ class TaskHeadModel(StrictLoading):
             `logits` (B, num_labels) in fp32; for `ordinal` they are log-probabilities.
 
         Raises:
-            ValueError: a mask row without a real token, labels that do not match the problem type, or a
-                prefix with rows that cannot be packed.
+            ValueError: a mask row without a real token, labels that do not match the problem type, a prefix
+                with rows that cannot be packed, or a long row that cannot be cut: a pair, or a row without
+                the template.
         """
         tokens = input_ids if inputs_embeds is None else inputs_embeds
         if tokens is None:
@@ -143,11 +143,21 @@ class TaskHeadModel(StrictLoading):
             )
         if attention_mask is None:
             attention_mask = mask_for(self, input_ids)
+        if prefix is None and is_long(self.config, tokens, attention_mask):
+            ids, mask, counts = cut_rows(
+                self.config,
+                input_ids,
+                attention_mask,
+                position_ids=position_ids,
+                inputs_embeds=inputs_embeds,
+            )
+            whole = aggregate(self.config, self._logits_of_pieces(ids, mask, **kwargs), counts)
+            return self._output(whole, labels)
         mask = real_tokens(attention_mask, tokens)
         kwargs.pop("return_dict", None)  # PEFT always passes it; the result always has this class
         # Not by truth value: an empty cache is falsy but must be filled, and a tensor has no truth value.
-        others = (position_ids, *kwargs.values())
-        free = not use_cache and all(value is None or value is False for value in others)
+        given = (position_ids, *kwargs.values())
+        free = not use_cache and all(value is None or value is False for value in given)
         logits = None
         if free and self._can_pack(mask, prefix):
             lower = LayerStates(self.config.lower_layers)
@@ -169,19 +179,35 @@ class TaskHeadModel(StrictLoading):
             found = [self._padded(own, own.long(), **{name: part}, use_cache=False)[0] for part, own in parts]
             logits = in_order(found, groups)
         if logits is not None:
-            loss = None if labels is None else self._loss(logits, labels)
-            return SequenceClassifierOutputWithPast(loss=loss, logits=logits)
+            return self._output(logits, labels)
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
         kwargs |= {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "use_cache": use_cache}
         logits, output = self._padded(mask, attention_mask, **kwargs)
-        return SequenceClassifierOutputWithPast(
-            loss=None if labels is None else self._loss(logits, labels),
-            logits=logits,
+        return self._output(
+            logits,
+            labels,
             past_key_values=output.past_key_values if use_cache else None,
             hidden_states=output.get("hidden_states"),
             attentions=output.get("attentions"),
         )
+
+    def _output(
+        self, logits: torch.Tensor, labels: torch.Tensor | None, **others: Any
+    ) -> SequenceClassifierOutputWithPast:
+        """Return the output with the mean loss by `problem_type`, which the labels imply if it is None."""
+        problem_type = self.config.problem_type
+        loss = None if labels is None else mean_loss(logits, labels, problem_type=problem_type)
+        return SequenceClassifierOutputWithPast(loss=loss, logits=logits, **others)
+
+    def _logits_of_pieces(self, ids: torch.Tensor, mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Return the logits (P, L) of the pieces (P, T) of long rows."""
+        size = len(ids) if self.training or is_distributed() else WINDOWS_PER_PASS
+        passes = [
+            TaskHeadModel.forward(self, *part, **kwargs).logits  # not through the hooks of `self.forward`
+            for part in zip(ids.split(size), mask.split(size), strict=True)
+        ]
+        return torch.cat(passes)
 
     def _padded(
         self, mask: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
@@ -239,7 +265,7 @@ class TaskHeadModel(StrictLoading):
             input_ids=input_ids if self.prefix_sharing else None,
             causal=not self.config.bidirectional,
             last_only=last_only,
-            pooled_only=last_only and self.model.config.model_type in PLAIN_LAYERS,
+            pooled_only=last_only and family_of(self.model.config.model_type).last_layer_pooling,
             prefix=prefix,
             apart=bool(prefix) and not (torch.is_grad_enabled() or cast) and splits_prefix(mask.device.type),
         )
@@ -288,10 +314,6 @@ class TaskHeadModel(StrictLoading):
         self._states_of(packed, input_ids=input_ids)
         return store.layers
 
-    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the mean loss of the batch by `problem_type`, which is inferred from the labels if None."""
-        return mean_loss(logits, labels, problem_type=self.config.problem_type)
-
 
 class PooledClassifier(TaskHeadModel, DecisionMixin):
     """Text classifier: single-label, multi-label, regression or ordinal.
@@ -311,51 +333,6 @@ class PooledClassifier(TaskHeadModel, DecisionMixin):
     """
 
     config_class = PooledClassifierConfig
-
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        margin: torch.Tensor | None = None,
-        use_cache: bool = False,
-        prefix: KeysAndValues | None = None,
-        **kwargs: Any,
-    ) -> SequenceClassifierOutputWithPast:
-        """Compute logits, and a loss when labels are given; rows over `max_seq_length` are cut first.
-
-        See `TaskHeadModel.forward` for the arguments. If rows are cut, only logits and loss are returned,
-        because states and attentions would be those of the pieces.
-
-        Raises:
-            ValueError: also a long row that cannot be cut: a pair, or a row without the template.
-        """
-        if attention_mask is None and (input_ids is not None or inputs_embeds is not None):
-            attention_mask = mask_for(self, input_ids)
-        given = {"position_ids": position_ids, "inputs_embeds": inputs_embeds}
-        tokens = input_ids if inputs_embeds is None else inputs_embeds
-        if prefix is not None or not self._is_long(tokens, attention_mask):
-            return super().forward(
-                input_ids,
-                attention_mask,
-                position_ids,
-                inputs_embeds,
-                labels,
-                use_cache=use_cache,
-                prefix=prefix,
-                **kwargs,
-            )
-        ids, mask, counts = self._cut(input_ids, attention_mask, **given)
-        size = len(ids) if self.training or is_distributed() else WINDOWS_PER_PASS
-        passes = [
-            super(PooledClassifier, self).forward(part, part_mask, **kwargs).logits
-            for part, part_mask in zip(ids.split(size), mask.split(size), strict=True)
-        ]
-        logits = aggregate(torch.cat(passes), counts, self.config)
-        loss = None if labels is None else self._loss(logits, labels)
-        return SequenceClassifierOutputWithPast(loss=loss, logits=logits)
 
     @property
     def decision_config(self) -> HeadDecisionConfig:
@@ -379,72 +356,6 @@ class PooledClassifier(TaskHeadModel, DecisionMixin):
         """
         logits = self(input_ids=input_ids.to(self.device)).logits[0].float().cpu()
         return [answer_scores(logits, question, self.config) for question in decision_questions]
-
-    def _is_long(self, tokens: torch.Tensor | None, mask: torch.Tensor | None) -> bool:
-        """Return whether a text without padding is longer than `max_seq_length`."""
-        limit = self.config.max_seq_length
-        if limit is None or tokens is None or tokens.shape[1] <= limit:
-            return False
-        return mask is None or mask.dim() != 2 or int(mask.sum(1).max()) > limit
-
-    def _cut(
-        self, input_ids: torch.Tensor | None, mask: torch.Tensor | None, **others: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-        """Return the pieces of all rows, padded on the right, their mask, and their number per row.
-
-        Long rows in which the text cannot be located raise an error.
-        """
-        config = self.config
-        named = [name for name, value in others.items() if value is not None]
-        if mask is not None and mask.dim() != 2:
-            named.append("attention_mask")
-        if input_ids is None or named:
-            raise TaskHeadError(
-                named[0],
-                f"a row is longer than max_seq_length {config.max_seq_length}",
-                "only input_ids and a 2D mask for such rows",
-                "leave it out, or cut the row",
-                code="text-too-long",
-            )
-        if "between" in (config.template or {}):
-            raise TaskHeadError(
-                "input_ids",
-                f"a pair is longer than max_seq_length {config.max_seq_length}",
-                "pairs that the tokenizer has cut, because only it can separate the two texts",
-                "pass truncation=True to the tokenizer",
-                code="text-too-long",
-            )
-        mask = torch.ones_like(input_ids) if mask is None else mask
-        found = [
-            pieces_of(row[real].tolist(), config) for row, real in zip(input_ids, mask.bool(), strict=True)
-        ]
-        batch = pad_rows([piece for row in found for piece in row], pad_id=0)
-        device = input_ids.device
-        return batch["input_ids"].to(device), batch["attention_mask"].to(device), [*map(len, found)]
-
-
-def pieces_of(row: list[int], config: PooledClassifierConfig) -> list[list[int]]:
-    """Cut a row of ids by the config; a row that fits is one piece."""
-    if config.max_seq_length is None:
-        return [row]
-    return cut_row(
-        row,
-        max_length=config.max_seq_length,
-        truncation=config.truncation,
-        overlap=config.window_overlap,
-        template=config.template,
-    )
-
-
-def aggregate(logits: torch.Tensor, counts: list[int], config: PooledClassifierConfig) -> torch.Tensor:
-    """Aggregate the logits of pieces (P, L) to those of rows (B, L), differentiably.
-
-    The mean of logits is the normalised geometric mean of the windows' probabilities. Aggregated
-    log-probabilities of `ordinal` do not sum to one, so they are normalised again, as by softmax.
-    """
-    merge = torch.mean if config.window_aggregation == "mean" else torch.amax
-    rows = torch.stack([merge(part, dim=0) for part in logits.split(counts)])
-    return rows.log_softmax(-1) if config.problem_type == "ordinal" else rows
 
 
 class TitleScorer(TaskHeadModel):

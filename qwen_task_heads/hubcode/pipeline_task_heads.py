@@ -12,8 +12,8 @@ from typing import Any
 from torch.utils.data import Dataset
 from transformers import Pipeline
 
-from .configuration_task_heads import refuse
 from .encoding_task_heads import as_list, encode, pad_rows, strip_title
+from .errors_task_heads import refuse
 
 ACCEPTED = '["title", ...] or {"titles": [...], "prompt": "..."}'
 

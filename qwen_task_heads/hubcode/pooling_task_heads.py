@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.utils import logging
 
-from .configuration_task_heads import TaskHeadConfig, TaskHeadError, refuse
+from .configuration_task_heads import TaskHeadConfig
+from .errors_task_heads import TaskHeadError, refuse
 
 logger = logging.get_logger(__name__)
 GAP = 2.0  # between neighbouring thresholds of a new ordinal head

@@ -14,9 +14,9 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi
 
 from .card_task_heads import name_card
-from .configuration_task_heads import TaskHeadError, refuse
-from .folder_task_heads import CARD, PRIVATE, carry_reference, weights_of
-from .hashes_task_heads import DRAFT, read_manifest, write_manifest
+from .errors_task_heads import TaskHeadError, refuse
+from .folder_task_heads import PRIVATE, carry_reference, weights_of
+from .hashes_task_heads import CARD, DRAFT, RUN, read_manifest, write_manifest
 
 # Weights that a push replaces: with two export formats in one repo, a loader could not choose.
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "adapter/*", "adapter_config.json")
@@ -27,22 +27,41 @@ def push(
     save: Callable[[Path], None],
     *,
     repo_id: str,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
     tags: list[str] | None = None,
-    **options: Any,
 ) -> CommitInfo:
-    """Save a model to a temporary folder and push it.
+    """Save a model to a temporary folder and push it in one commit.
 
     Args:
         model: a task-head model; its `publisher` pushes, or huggingface_hub if there is none.
         save: function that writes the folder.
-        repo_id: id of the repo.
+        repo_id: `owner/name`, or a name without owner for the account of the token.
+        commit_message, commit_description, private, token, revision, create_pr: as in transformers.
         tags: added to the card.
-        **options: those of `StrictSaving.push_to_hub`.
+
+    Raises:
+        ValueError: no login, no permission to write, a repo that holds another model, or an adapter of a
+            base that is on no hub. Nothing was uploaded.
     """
+    options: dict[str, Any] = {
+        "commit_message": commit_message,
+        "commit_description": commit_description,
+        "private": private,
+        "token": token,
+        "revision": revision,
+        "create_pr": create_pr,
+    }
     with tempfile.TemporaryDirectory(prefix="push-") as root:
         folder = Path(root)
         save(folder)
-        name_folder(folder, repo_id, tags=tags)
+        # The package renders the card of a run for the repo.
+        if tags or model.publisher is None or RUN not in read_manifest(folder):
+            name_folder(folder, repo_id, tags=tags)
         carry_reference(model, folder)
         if model.publisher is not None:
             return model.publisher.push(folder, repo_id=repo_id, **options)

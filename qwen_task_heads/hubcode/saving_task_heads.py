@@ -19,6 +19,7 @@ Source: transformers 5.23, `_BaseAutoModelClass.from_pretrained`; peft 0.21, `Pe
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ from huggingface_hub import CommitInfo
 from safetensors.torch import save_file
 from transformers import MODEL_MAPPING, PreTrainedModel
 
-from .configuration_task_heads import TaskHeadError, refuse
+from .errors_task_heads import TaskHeadError, refuse
 from .folder_task_heads import ADAPTER, complete
 from .pushing_task_heads import push
 
@@ -43,16 +44,8 @@ SEE_SAVE = "not a base: save this model with qwen_task_heads.save"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # of a full model
 PROBE_ROWS, PROBE_LENGTH = 4, 12
 QUANTIZED = "quantized"  # in place of a dtype
-PUSH_OPTIONS = (
-    "repo_id",
-    "commit_message",
-    "commit_description",
-    "private",
-    "token",
-    "revision",
-    "create_pr",
-    "tags",
-)
+# Of `push_to_hub`, for `save_pretrained(..., push_to_hub=True)`.
+PUSH_OPTIONS = tuple(inspect.signature(push).parameters)[2:]
 
 
 class StrictSaving(PreTrainedModel):
@@ -181,42 +174,24 @@ class StrictSaving(PreTrainedModel):
         return next((metrics for metrics, logits in reversed(self.evaluations) if logits == now), None)
 
     def push_to_hub(  # type: ignore[override]
-        self,
-        repo_id: str,
-        *,
-        commit_message: str | None = None,
-        commit_description: str | None = None,
-        private: bool | None = None,
-        token: bool | str | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        max_shard_size: int | str | None = "50GB",
-        tags: list[str] | None = None,
+        self, repo_id: str, *, max_shard_size: int | str | None = "50GB", **options: Any
     ) -> CommitInfo:
         """Push the model in one commit, as a repo that loads in one line.
 
         Args:
             repo_id: `owner/name`, or a name without owner for the account of the token.
-            commit_message, commit_description, private, token, revision, create_pr: as in transformers.
             max_shard_size: largest file of full weights.
-            tags: added to the card.
+            **options: as in transformers: `commit_message`, `commit_description`, `private`, `token`,
+                `revision`, `create_pr`, `tags`; see `push`.
 
         Raises:
-            ValueError: no login, no permission to write, a repo that holds another model, or an adapter of a
-                base that is on no hub. Nothing was uploaded.
+            ValueError: see `push`; nothing was uploaded.
         """
-        return push(
-            self,
-            lambda folder: self.save_pretrained(folder, max_shard_size=max_shard_size),
-            repo_id=repo_id,
-            commit_message=commit_message,
-            commit_description=commit_description,
-            private=private,
-            token=token,
-            revision=revision,
-            create_pr=create_pr,
-            tags=tags,
-        )
+
+        def save(folder: Path) -> None:
+            self.save_pretrained(folder, max_shard_size=max_shard_size)
+
+        return push(self, save, repo_id=repo_id, **options)
 
     def make_probe(self) -> dict[str, Any]:
         """Return token ids (4 rows of 12, spread over the vocabulary) and their logits, for `config.json`."""

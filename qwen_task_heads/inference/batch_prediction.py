@@ -18,32 +18,33 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from qwen_task_heads.data.file_options import PLAIN, UTF_8, FileOptions, options_of
+import torch
+
+from qwen_task_heads.data.file_options import options_of
 from qwen_task_heads.data.json_files import FileProblem
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_readers import InputProblem, TextInput, read_inputs
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at
+from qwen_task_heads.inference.arguments import PredictArguments
 from qwen_task_heads.inference.batch_report import ERROR, FileReport
 from qwen_task_heads.inference.identity import model_hash
+from qwen_task_heads.inference.inputs import check_count
 from qwen_task_heads.inference.label_scorer import LabelScorer
 from qwen_task_heads.inference.loading import choose, labels_to_choose, open_scorer, with_candidates
-from qwen_task_heads.inference.predictions import (
-    DIGITS,
-    answer_columns,
-    check_options,
-    confidence_for,
-    problem_type_of,
-)
+from qwen_task_heads.inference.predictions import DIGITS, answer_columns, check_options
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.inference.shards import SUFFIXES, Shards
+from qwen_task_heads.training.callbacks import check_world
 
 CATEGORY = "category"  # the column of candidates in training data
+TIMEOUT = timedelta(days=7)  # processes may differ by hours; a process that has ended is detected at once
 
 
 @dataclass(frozen=True)
@@ -58,48 +59,28 @@ class InputScan:
     sha256: str
 
 
-def scan_inputs(
-    source: str,
-    *,
-    split: str | None = None,
-    hub: str = "huggingface",
-    bad_rows: str = "raise",
-    candidates: str | None = None,
-    labels: LabelMap | None = None,
-    files: FileOptions = PLAIN,
-) -> InputScan:
+def scan_inputs(arguments: PredictArguments, *, labels: LabelMap | None = None) -> InputScan:
     """Validate and count all rows of an input, without a model.
 
     Args:
-        source: a file, a folder, or a dataset id, see `read_inputs`.
-        split: split of a folder or dataset.
-        hub: hub of ids.
-        bad_rows: `raise` raises all invalid rows in one error; `skip` counts them.
-        candidates: column with the candidate labels of a row, which must be in `labels`.
-        labels: labels of the model.
-        files: encoding of text files, and columns of tables without a header.
+        arguments: with `bad_rows="raise"` all invalid rows are raised in one error; with `skip` they are
+            counted.
+        labels: labels of the model, for candidates.
 
     Raises:
         TaskHeadsError: invalid rows, a missing column, or a file that cannot be read, which is never skipped.
     """
-    if bad_rows not in ("raise", "skip"):
-        raise _error(
-            "bad_rows",
-            f"found {bad_rows!r}",
-            "raise, skip",
-            "choose one of them",
-            code="option-value",
-        )
+    source, candidates, skips = arguments.input, arguments.candidates, arguments.bad_rows == "skip"
     digest, columns = hashlib.sha256(), dict[str, None]()
     problems: list[Problem] = []
     rows = errors = pairs = without = 0
-    for _, item in _inputs(source, split=split, hub=hub, candidates=candidates, labels=labels, files=files):
+    for _, item in _inputs(arguments, labels):
         rows += 1
         if isinstance(item, Problem):
             errors += 1
             if isinstance(item, FileProblem):
                 problems.append(item)
-            elif bad_rows == "raise":
+            elif not skips:
                 problems.append(replace(item, fix=f"{item.fix}, or keep it unanswered: --bad_rows skip"))
             digest.update(str(item).encode())
             if isinstance(item, InputProblem):
@@ -113,64 +94,23 @@ def scan_inputs(
     if problems:
         raise TaskHeadsError(problems)
     if not rows:
-        raise _error(source, "found no rows", "at least one row", "add rows", code="file-empty")
+        raise error_at(source, "found no rows", "at least one row", "add rows", code="file-empty")
     if candidates is not None and candidates not in columns:
-        raise _error(
-            "--candidates",
-            f"column {candidates!r} is missing in {source}",
-            ", ".join(columns),
-            "name the column of the labels",
-            code="column-missing",
-        )
+        problem, fix = f"column {candidates!r} is missing in {source}", "name the column of the labels"
+        raise error_at("--candidates", problem, ", ".join(columns), fix, code="column-missing")
     return InputScan(rows, errors, without, tuple(columns), pairs > 0, digest.hexdigest())
 
 
 def predict_file(
-    model: str | Path | Scorer | LabelScorer,
-    *,
-    source: str,
-    output: str | Path,
-    split: str | None = None,
-    hub: str = "huggingface",
-    bad_rows: str = "raise",
-    top_k: int | None = None,
-    threshold: float | None = None,
-    abstain: float | None = None,
-    max_error: float | None = None,
-    prefix: str = "predicted_",
-    candidates: str | None = None,
-    encoding: str = UTF_8,
-    columns: Sequence[str] = (),
-    block_rows: int = 2048,
-    process_index: int = 0,
-    num_processes: int = 1,
-    wait: Callable[[], None] = lambda: None,
-    **scorer: Any,
+    arguments: PredictArguments, *, scorer: Scorer | LabelScorer | None = None, state: Any = None
 ) -> FileReport | None:
     """Predict for every row of a file, in order; the same call resumes a killed run.
 
     Args:
-        model: a classifier, a title scorer or a generative classifier: repo id, folder, `Scorer` or
-            `LabelScorer`.
-        source: `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, a folder of them, or a dataset id.
-        output: `.jsonl`, `.csv` or `.tsv`; must not exist.
-        split: split of a folder or dataset.
-        hub: hub of ids, also of the model: `huggingface` or `modelscope`.
-        bad_rows: `raise` or `skip`, see `scan_inputs`.
-        top_k: see `Scorer.predict`.
-        threshold: see `Scorer.predict`.
-        abstain: see `Scorer.predict`.
-        max_error: see `Scorer.predict`.
-        prefix: prefix of the names of the answer's columns.
-        candidates: for models with one label per text, the column with the candidate labels of a row (a list,
-            or separated by commas; empty for all labels).
-        encoding: encoding of text files, such as `gb18030`.
-        columns: names of the columns of CSV and TSV files without a header.
-        block_rows: rows of a shard.
-        process_index: index of this process.
-        num_processes: number of processes.
-        wait: a barrier of all processes.
-        **scorer: arguments of `open_scorer`, if `model` is a name.
+        arguments: the model, the files and the options.
+        scorer: a loaded model, used instead of `arguments.model`.
+        state: `accelerate.PartialState` of the processes; if None, the group that the launcher asks for is
+            formed, and left at the end.
 
     Returns:
         A report in the main process; None in the others.
@@ -178,114 +118,119 @@ def predict_file(
     Raises:
         TaskHeadsError: invalid rows or options, an existing output, shards of another run, or a full disk.
     """
+    if state is not None:
+        return _predict(arguments, scorer, state)
+    from accelerate import PartialState
+
+    # Without an accelerator, accelerate forms a process group only with cpu=True.
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=TIMEOUT)
+    check_world(None, running=state.num_processes)
+    try:
+        return _predict(arguments, scorer, state)
+    finally:
+        state.destroy_process_group()
+
+
+def _predict(args: PredictArguments, scorer: Scorer | LabelScorer | None, state: Any) -> FileReport | None:
     from tqdm.auto import tqdm
 
-    started, output = time.monotonic(), Path(output)
-    if output.suffix not in SUFFIXES:
-        raise _error(
-            str(output),
-            f"found the suffix {output.suffix!r}",
-            ", ".join(SUFFIXES),
-            "choose one of them",
-            code="option-value",
-        )
-    if block_rows < 1:
-        raise _error(
-            "block_rows", f"found {block_rows}", "1 or more", "choose such as 2048", code="option-range"
-        )
+    started, output = time.monotonic(), Path(args.output)
+    _check_arguments(args)
     labels = None
-    if candidates is not None:
-        labels = labels_to_choose(model, revision=scorer.get("revision"), hub=hub)
-    read: dict[str, Any] = {"split": split, "hub": hub, "candidates": candidates, "labels": labels}
-    read["files"] = options_of(encoding, columns)
-    scan = scan_inputs(source, bad_rows=bad_rows, **read)
-    if isinstance(model, (str, Path)):
-        model = open_scorer(str(model), hub=hub, progress=False, **scorer)
-    options: dict[str, Any] = {"top_k": top_k, "threshold": threshold, "abstain": abstain}
-    options["max_error"] = max_error
-    config = model.config
-    if scan.pairs and not model.takes_pairs:
-        title = "one title per row for a title scorer"
-        raise _error(
-            source,
-            "found pairs of texts",
-            title if model.is_title_scorer else "single texts, as in training",
-            "drop a column",
-            code="dataset-mismatch",
-        )
-    if model.needs_pairs and not scan.pairs and scan.errors < scan.rows:
-        raise _error(
-            source,
-            "found no second text in any row",
-            "pairs of texts, as in training",
-            "write the texts into the columns text_a and text_b",
-            code="dataset-mismatch",
-        )
-    check_options(problem_type_of(config), **options)
-    if max_error is not None:
-        confidence_for(max_error, config)
+    if args.candidates is not None:
+        labels = labels_to_choose(scorer or args.model, revision=args.revision, hub=args.hub)
+    scan = scan_inputs(args, labels=labels)
+    model = scorer or open_scorer(
+        args.model,
+        revision=args.revision,
+        hub=args.hub,
+        batch_tokens=args.batch_tokens,
+        dtype=args.dtype,
+        int8=args.int8,
+        device=state.device,
+        progress=False,
+    )
+    _check_pairs(args.input, scan, model)
+    options = {name: vars(args)[name] for name in ("top_k", "threshold", "abstain", "max_error")}
+    check_options(model.config, **options)
     identity = {
         "input": scan.sha256,
         "model": model_hash(model, asked=_prompt(model)),
-        "bad_rows": bad_rows,
-        "prefix": prefix,
+        "bad_rows": args.bad_rows,
+        "prefix": args.prefix,
         "batch_tokens": model.batch_tokens,
         "dtype": str(model.dtype),
         "int8": model.int8,
-        "candidates": candidates,
+        "candidates": args.candidates,
         **options,
     }
-    shards = Shards(output, rows=scan.rows, block_rows=block_rows, identity=identity)
-    header = _columns(scan, config, prefix=prefix)
+    shards = Shards(output, rows=scan.rows, block_rows=args.block_rows, identity=identity)
+    header = _columns(scan, model.config, prefix=args.prefix)
     shards.check()
-    wait()  # until all processes have checked, before the first one writes
+    state.wait_for_everyone()  # until all processes have checked, before the first one writes
     missing: list[int] = []
-    if process_index == 0:
+    if state.process_index == 0:
         shards.open()
         missing = shards.missing()  # before any process writes; the other shards are of an earlier start
-    wait()
-    own = {index for index in shards.missing() if index % num_processes == process_index}
-    items = _inputs(source, **read)
+    state.wait_for_everyone()
+    own = {index for index in shards.missing() if index % state.num_processes == state.process_index}
+    items = _inputs(args, labels)
     with tqdm(
-        total=sum(min(block_rows, scan.rows - index * block_rows) for index in own),
-        desc=f"Predicting ({num_processes} processes)" if num_processes > 1 else "Predicting",
+        total=shards.count_rows(own),
+        desc=f"Predicting ({state.num_processes} processes)" if state.num_processes > 1 else "Predicting",
         unit="row",
-        disable=process_index != 0,
+        disable=state.process_index != 0,
     ) as bar:
         for index in range(max(own, default=-1) + 1):
             if index not in own:
-                deque(islice(items, block_rows), maxlen=0)
+                deque(islice(items, args.block_rows), maxlen=0)
                 continue
-            rows = _answer(list(islice(items, block_rows)), model, options=options, prefix=prefix)
+            rows = _answer(list(islice(items, args.block_rows)), model, options=options, prefix=args.prefix)
             shards.write(index, rows)
             bar.update(len(rows))
-    wait()  # until all shards are written
-    if process_index != 0:
+    state.wait_for_everyone()  # until all shards are written
+    if state.process_index != 0:
         return None
     report = FileReport(output)
-    shards.assemble(columns=header, rows=report.counted(shards.read(), prefix=prefix))
+    shards.assemble(columns=header, rows=report.counted(shards.read(), prefix=args.prefix))
     report.seconds = time.monotonic() - started
-    report.resumed = scan.rows - sum(min(block_rows, scan.rows - index * block_rows) for index in missing)
-    report.notes = _notes(scan, model, candidates=candidates)
+    report.resumed = scan.rows - shards.count_rows(missing)
+    report.notes = _notes(scan, model, candidates=args.candidates)
     if isinstance(model, Scorer) and model.throughput.padded:
         report.speed = model.throughput.summary()
     return report
 
 
-def _inputs(
-    source: str,
-    *,
-    split: str | None,
-    hub: str,
-    candidates: str | None,
-    labels: LabelMap | None,
-    files: FileOptions,
-) -> Iterator[tuple[str, TextInput | Problem]]:
+def _check_arguments(args: PredictArguments) -> None:
+    """Raise for options that need neither data nor a model; the parser checks none of a Python caller."""
+    suffix, choose = Path(args.output).suffix, "choose one of them"
+    if suffix not in SUFFIXES:
+        problem = f"found the suffix {suffix!r}"
+        raise error_at(args.output, problem, ", ".join(SUFFIXES), choose, code="option-value")
+    check_count("block_rows", args.block_rows, example=2048)
+    if args.bad_rows not in ("raise", "skip"):
+        raise error_at("bad_rows", f"found {args.bad_rows!r}", "raise, skip", choose, code="option-value")
+
+
+def _check_pairs(source: str, scan: InputScan, model: Scorer | LabelScorer) -> None:
+    """Raise if the input has pairs of texts and the model takes single texts, or the other way round."""
+    if scan.pairs and not model.takes_pairs:
+        single = "single texts, as in training"
+        expected = "one title per row for a title scorer" if model.is_title_scorer else single
+        raise error_at(source, "found pairs of texts", expected, "drop a column", code="dataset-mismatch")
+    if model.needs_pairs and not scan.pairs and scan.errors < scan.rows:
+        problem, expected = "found no second text in any row", "pairs of texts, as in training"
+        fix = "write the texts into the columns text_a and text_b"
+        raise error_at(source, problem, expected, fix, code="dataset-mismatch")
+
+
+def _inputs(args: PredictArguments, labels: LabelMap | None) -> Iterator[tuple[str, TextInput | Problem]]:
     """Return the rows of an input with their candidate labels."""
-    items = read_inputs(source, split=split, hub=hub, options=files)
-    if candidates is None or labels is None:
+    files = options_of(args.encoding, args.columns or ())
+    items = read_inputs(args.input, split=args.split, hub=args.hub, options=files)
+    if args.candidates is None or labels is None:
         return items
-    return with_candidates(items, column=candidates, labels=labels)
+    return with_candidates(items, column=args.candidates, labels=labels)
 
 
 def _answer(
@@ -330,7 +275,7 @@ def _columns(scan: InputScan, config: Any, *, prefix: str) -> list[str]:
     """Return the columns of the output; raise if the input has a column of the answer already."""
     names = [f"{prefix}{name}" for name in answer_columns(config)] + ([ERROR] if scan.errors else [])
     if existing := [name for name in names if name in scan.columns]:
-        raise _error(
+        raise error_at(
             "--prefix",
             f"the input has the columns {', '.join(map(repr, existing))}",
             "names that the input does not have",
@@ -347,7 +292,3 @@ def _prompt(scorer: Scorer | LabelScorer) -> list[Any] | None:
     prompts = scorer.prompts
     values = [*prompts.around(), asdict(prompts.labels), prompts.max_length, prompts.truncation]
     return [*values, scorer.calibrate, scorer.length_normalized, scorer.answers]
-
-
-def _error(where: str, problem: str, expected: str, fix: str, *, code: str) -> TaskHeadsError:
-    return TaskHeadsError(Problem(where, problem, expected, fix, code=code))

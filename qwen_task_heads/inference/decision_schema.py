@@ -21,7 +21,7 @@ from typing import Any
 from transformers import DecisionConfig
 
 from qwen_task_heads.data.labels import LabelMap
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 from qwen_task_heads.tokenization.label_prompts import AnswerPrompts
 
 SPLIT = "<|split|>"  # a mark of transformers: the texts on both sides are encoded separately
@@ -55,14 +55,12 @@ def write_decision(folder: str | Path, *, prompts: AnswerPrompts) -> None:
         raise TaskHeadsError(problems)
     names = list(prompts.labels.names)
     if prompts.tokenizer(names, add_special_tokens=False)["input_ids"] != prompts.answers:
-        raise TaskHeadsError(
-            Problem(
-                "chat template",
-                "the tokens of the labels depend on the text before them",
-                "labels with the same tokens in every context, as pipeline('decision') needs",
-                "use LabelScorer",
-                code="label-invalid",
-            )
+        raise error_at(
+            "chat template",
+            "the tokens of the labels depend on the text before them",
+            "labels with the same tokens in every context, as pipeline('decision') needs",
+            "use LabelScorer",
+            code="label-invalid",
         )
     pieces, after = prompts.around()
     before = SPLIT.join([*pieces, ""])

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from qwen_task_heads.data.examples import PairExample, TextExample
-from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.modelscope import HUGGINGFACE, MODELSCOPE, fetch_modelscope
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, reason_of
+from qwen_task_heads.hubs import HUGGINGFACE, resolve
 from qwen_task_heads.pretrained import locate
 from qwen_task_heads.repo_checks import check_repo
 
@@ -66,8 +66,7 @@ class Embedder:
             raise TaskHeadsError(problems)
         from sentence_transformers import SentenceTransformer
 
-        path = locate(name)
-        path = str(fetch_modelscope(path)[0]) if hub == MODELSCOPE and path == name else path
+        path, _ = resolve(locate(name), hub=hub)
         try:
             check_repo(path)
             self.model: Any = SentenceTransformer(
@@ -76,15 +75,12 @@ class Embedder:
         except TaskHeadsError:
             raise
         except (OSError, ValueError) as error:
-            reason = [*str(error).splitlines(), ""][0][:160]
-            raise TaskHeadsError(
-                Problem(
-                    name,
-                    f"the sentence encoder cannot be loaded ({reason})",
-                    "a model of sentence-transformers",
-                    "check the name and the network",
-                    code="model-not-found",
-                )
+            raise error_at(
+                name,
+                f"the sentence encoder cannot be loaded ({reason_of(error)})",
+                "a model of sentence-transformers",
+                "check the name and the network",
+                code="model-not-found",
             ) from error
 
     @property

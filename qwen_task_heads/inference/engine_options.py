@@ -10,17 +10,11 @@ import torch
 
 from qwen_task_heads.data.few_shot import Shots
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
-from qwen_task_heads.modelscope import HUGGINGFACE
+from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.tokenization.label_prompts import MAX_LENGTH
 
-HEAD, SFT, SCORER, ZERO_SHOT, FEW_SHOT, EMBEDDINGS = KINDS = (
-    "head",
-    "sft",
-    "scorer",
-    "zero_shot",
-    "few_shot",
-    "embeddings",
-)
+KINDS = ("head", "sft", "scorer", "zero_shot", "few_shot", "embeddings")
+HEAD, SFT, SCORER, ZERO_SHOT, FEW_SHOT, EMBEDDINGS = KINDS
 TRAINED = (HEAD, SFT, SCORER)  # by recipes; all others are baselines
 TEXTS, TITLES = TASKS = ("texts", "titles")
 KINDS_OF = {TEXTS: (HEAD, SFT, ZERO_SHOT, FEW_SHOT, EMBEDDINGS), TITLES: (SCORER, ZERO_SHOT, EMBEDDINGS)}
@@ -185,46 +179,36 @@ def task_of(specs: Sequence[EngineSpec]) -> str | None:
         >>> task_of([EngineSpec("scorer", "a")]), task_of([EngineSpec("zero_shot", "a")])
         ('titles', None)
     """
-    distinctive = {
-        TEXTS: {*KINDS_OF[TEXTS]} - {*KINDS_OF[TITLES]},
-        TITLES: {*KINDS_OF[TITLES]} - {*KINDS_OF[TEXTS]},
-    }
-    tasks = [task for task, kinds in distinctive.items() if any(spec.kind in kinds for spec in specs)]
+    texts, titles = {*KINDS_OF[TEXTS]}, {*KINDS_OF[TITLES]}
+    kinds = {spec.kind for spec in specs}
+    tasks = [task for task, own in ((TEXTS, texts - titles), (TITLES, titles - texts)) if kinds & own]
     return tasks[0] if len(tasks) == 1 else None
 
 
 def _option_problems(kinds: Set[str], asking: PromptOptions) -> list[Problem]:
-    problems = []
+    """Return the conflicts of the instruction and of calibration with the kinds of engines."""
     instruction = asking.instruction
     has_examples = instruction is not None and "{examples}" in instruction
-    if FEW_SHOT in kinds and instruction is not None and not has_examples:
-        problems.append(
-            Problem(
+    without, shared = "an instruction without {examples}", "the same examples for all texts"
+    conflicts = [
+        (
+            FEW_SHOT in kinds and instruction is not None and not has_examples,
+            (
                 "--instruction",
                 "found no {examples} with few_shot=",
                 "an instruction with a place for examples",
-                "add {examples}, or use zero_shot=",
-                code="option-conflict",
-            )
-        )
-    if ZERO_SHOT in kinds and has_examples:
-        problems.append(
-            Problem(
-                "--instruction",
-                "found {examples} with zero_shot=, which has no examples",
-                "an instruction without {examples}",
-                "drop {examples}, or compare zero_shot= in a separate run",
-                code="option-conflict",
-            )
-        )
-    if FEW_SHOT in kinds and asking.calibrate and not asking.shared:
-        problems.append(
-            Problem(
-                "--calibrate",
-                "found true with --shots_by similarity",
-                "the same examples for all texts",
-                "drop it, or give --shots_by balance",
-                code="option-conflict",
-            )
-        )
-    return problems
+            ),
+            "add {examples}, or use zero_shot=",
+        ),
+        (
+            ZERO_SHOT in kinds and has_examples,
+            ("--instruction", "found {examples} with zero_shot=, which has no examples", without),
+            "drop {examples}, or compare zero_shot= in a separate run",
+        ),
+        (
+            FEW_SHOT in kinds and asking.calibrate and not asking.shared,
+            ("--calibrate", "found true with --shots_by similarity", shared),
+            "drop it, or give --shots_by balance",
+        ),
+    ]
+    return [Problem(*texts, fix, code="option-conflict") for found, texts, fix in conflicts if found]

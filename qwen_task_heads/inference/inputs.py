@@ -16,7 +16,7 @@ import torch
 from transformers.utils import logging
 
 from qwen_task_heads.data.labels import LabelMap
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 from qwen_task_heads.hubcode.encoding_task_heads import Table, as_list, strip_title
 
 logger = logging.get_logger(__name__)
@@ -49,7 +49,7 @@ def rows_of(name: str, values: Any) -> list[Any]:
         problem = f"found a {type(values).__name__}, {shorten(values)}"
         fix = "put the texts into a list"
     expected = "a list of texts, a tuple, a generator, a Series or an array"
-    raise TaskHeadsError(Problem(name, problem, expected, fix, code="argument-type"))
+    raise error_at(name, problem, expected, fix, code="argument-type")
 
 
 def check_rows(
@@ -76,14 +76,12 @@ def check_rows(
         TaskHeadsError: another number of `others`, an unknown `on_error`, or invalid rows that are not kept.
     """
     if on_error is not None and on_error not in ON_ERROR:
-        raise TaskHeadsError(
-            Problem(
-                "on_error",
-                f"found {shorten(on_error)}",
-                ", ".join(ON_ERROR),
-                "choose one of them",
-                code="option-value",
-            )
+        raise error_at(
+            "on_error",
+            f"found {shorten(on_error)}",
+            ", ".join(ON_ERROR),
+            "choose one of them",
+            code="option-value",
         )
     (name, other), general = names, []
     if others is not None and len(others) != len(texts):
@@ -96,40 +94,30 @@ def check_rows(
                 code="argument-type",
             )
         )
+    found = [
+        (place, _text_problem(f"{name}[{place}]", text, other, titles)) for place, text in enumerate(texts)
+    ]
+    found += [(place, _other_problem(f"{other}[{place}]", text)) for place, text in enumerate(others or ())]
     problems: dict[int, list[Problem]] = {}
-    for place, text in enumerate(texts):
-        if problem := _text_problem(f"{name}[{place}]", text, other=other, title=titles):
+    for place, problem in [*found, *(more or {}).items()]:
+        if problem:
             problems.setdefault(place, []).append(problem)
-    for place, text in enumerate(others or ()):
-        if problem := _other_problem(f"{other}[{place}]", text):
-            problems.setdefault(place, []).append(problem)
-    for place, problem in (more or {}).items():
-        problems.setdefault(place, []).append(problem)
     if general or (problems and on_error != KEEP):
-        bad = [problem for found in problems.values() for problem in found]
+        bad = [problem for row in problems.values() for problem in row]
         if on_error == RAISE:
             bad = [replace(problem, fix=f'{problem.fix}, or pass on_error="keep"') for problem in bad]
         raise TaskHeadsError(general + bad)
-    return {place: "\n".join(map(str, found)) for place, found in problems.items()}
+    return {place: "\n".join(map(str, row)) for place, row in problems.items()}
 
 
-def _text_problem(where: str, text: Any, *, other: str, title: bool) -> Problem | None:
+def _text_problem(where: str, text: Any, other: str, is_title: bool) -> Problem | None:
     if isinstance(text, tuple | list | dict):  # pipelines take pairs in this form
-        return Problem(
-            where,
-            f"found a {type(text).__name__}, {shorten(text)}",
-            "a text",
-            f"give {other.replace('text_pairs', 'second texts')} by {other}=[...]",
-            code="argument-type",
-        )
-    if not isinstance(text, str) or not (strip_title(text) if title else text.strip()):
-        return Problem(
-            where,
-            f"found {shorten(text)}",
-            "a text that is not empty",
-            "drop it",
-            code="text-empty" if isinstance(text, str) else "value-type",
-        )
+        problem = f"found a {type(text).__name__}, {shorten(text)}"
+        fix = f"give {other.replace('text_pairs', 'second texts')} by {other}=[...]"
+        return Problem(where, problem, "a text", fix, code="argument-type")
+    if not isinstance(text, str) or not (strip_title(text) if is_title else text.strip()):
+        code = "text-empty" if isinstance(text, str) else "value-type"
+        return Problem(where, f"found {shorten(text)}", "a text that is not empty", "drop it", code=code)
     return _surrogate_problem(where, text)
 
 
@@ -144,13 +132,9 @@ def _surrogate_problem(where: str, text: str) -> Problem | None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return Problem(
-            where,
-            f"found a lone surrogate ({text[error.start]!r} at {error.start:,})",
-            "text that UTF-8 can encode",
-            "drop it, or decode its source again",
-            code="file-encoding",
-        )
+        problem = f"found a lone surrogate ({text[error.start]!r} at {error.start:,})"
+        expected, fix = "text that UTF-8 can encode", "drop it, or decode its source again"
+        return Problem(where, problem, expected, fix, code="file-encoding")
     return None
 
 
@@ -162,14 +146,12 @@ def candidate_rows(candidates: Iterable[Any] | None, *, count: int) -> list[Any]
     """
     rows = [None] * count if candidates is None else rows_of("candidates", candidates)
     if len(rows) != count:
-        raise TaskHeadsError(
-            Problem(
-                "candidates",
-                f"found {len(rows):,} for {count:,} texts",
-                "one list of names per text, or None",
-                "pass one for each",
-                code="argument-type",
-            )
+        raise error_at(
+            "candidates",
+            f"found {len(rows):,} for {count:,} texts",
+            "one list of names per text, or None",
+            "pass one for each",
+            code="argument-type",
         )
     missing = [isinstance(row, float) and row != row for row in rows]
     rows = [None if nothing else row for nothing, row in zip(missing, rows, strict=True)]
@@ -211,6 +193,48 @@ def in_place(answers: Sequence[Answer], bad: Mapping[int, Answer]) -> list[Answe
     return [bad[place] if place in bad else next(rest) for place in range(count)]
 
 
+def check_count(name: str, value: int, *, example: int) -> None:
+    """Raise a problem of an option that must be 1 or more."""
+    if value < 1:
+        fix = f"choose such as {example}"
+        raise error_at(name, f"found {value}", "1 or more", fix, code="option-range")
+
+
+def batches_by_length(
+    sizes: Sequence[int], *, limit: int, extra: int = 0, max_rows: int | None = None
+) -> list[list[int]]:
+    """Return batches of the indices of rows of similar length, shortest first.
+
+    Args:
+        sizes: tokens of each row.
+        limit: tokens of a batch, as its number of rows times its longest row; a longer row is alone.
+        extra: tokens that are added to each row.
+        max_rows: rows of a batch.
+
+    Example:
+        >>> from qwen_task_heads.inference.inputs import batches_by_length
+        >>> batches_by_length([3, 1, 2], limit=4)
+        [[1, 2], [0]]
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(sizes)), key=lambda index: sizes[index]):
+        count = len(batches[-1]) if batches else 0
+        # Sorted, so the new row is the longest of its batch.
+        if not count or (count + 1) * (sizes[index] + extra) > limit or count == max_rows:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
+def with_progress(batches: list[list[int]], *, rows: int, shown: bool, name: str) -> Iterable[list[int]]:
+    """Return the batches, with a progress bar for more than a thousand rows."""
+    if not shown or rows <= 1000:
+        return batches
+    from tqdm.auto import tqdm
+
+    return tqdm(batches, desc=name, unit="batch")
+
+
 def device_of(device: str | torch.device | None) -> torch.device | None:
     """Return the named device; `auto` is the GPU if there is one, else the CPU.
 
@@ -234,17 +258,13 @@ def device_of(device: str | torch.device | None) -> torch.device | None:
     try:
         named = torch.device(device)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise TaskHeadsError(
-            Problem("device", f"found {shorten(device)}", expected, fix, code="option-value")
-        ) from error
+        raise error_at("device", f"found {shorten(device)}", expected, fix, code="option-value") from error
     if named.type == "cuda" and not has_gpu:
-        raise TaskHeadsError(
-            Problem(
-                "device",
-                f"found {shorten(str(device))} on a machine without a GPU",
-                expected,
-                fix,
-                code="device-unavailable",
-            )
+        raise error_at(
+            "device",
+            f"found {shorten(str(device))} on a machine without a GPU",
+            expected,
+            fix,
+            code="device-unavailable",
         )
     return named

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import error_at
 
 # Raised by torch 2.13 inside `quantize_dynamic`. Its successor is torchao, whose kernels need torch.compile.
 _DEPRECATED = (
@@ -43,14 +43,12 @@ def to_int8(model: Any) -> Any:
     elif model._hf_peft_config_loaded:
         problem = "found an adapter that is not merged"
     if problem:
-        raise TaskHeadsError(
-            Problem(
-                "int8",
-                problem,
-                "a full model in float32 on the CPU",
-                "load the model in that way, or drop int8",
-                code="option-unsupported",
-            )
+        raise error_at(
+            "int8",
+            problem,
+            "a full model in float32 on the CPU",
+            "load the model in that way, or drop int8",
+            code="option-unsupported",
         )
     quantized = copy.deepcopy(model).eval()
     with warnings.catch_warnings():

@@ -22,34 +22,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from qwen_task_heads.data.few_shot import Shots
 from qwen_task_heads.data.labels import LabelMap
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import error_at, shorten
 from qwen_task_heads.generators import file_of, load_generator
+from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.inference.identity import Stored, sample_weights
 from qwen_task_heads.inference.inputs import (
     RAISE,
+    batches_by_length,
     candidate_problems,
     candidate_rows,
+    check_count,
     check_rows,
     device_of,
     rows_of,
+    with_progress,
     without,
 )
-from qwen_task_heads.inference.label_trie import (
-    Trie,
-    fallback_reason,
-    logits_of,
-    make_trie,
-    score_alone,
-    sum_edges,
+from qwen_task_heads.inference.label_batches import (
+    MIN_SHARED,
+    KeysAndValues,
+    encode_prefix,
+    score_batch,
+    shared_length,
 )
+from qwen_task_heads.inference.label_trie import fallback_reason, make_trie, score_alone
 from qwen_task_heads.inference.predictions import Prediction, check_options, to_predictions
 from qwen_task_heads.inference.prefix_cache import state_of
 from qwen_task_heads.models import load_tokenizer
-from qwen_task_heads.modelscope import HUGGINGFACE
 from qwen_task_heads.tokenization.label_prompts import (
     LABEL_PROMPT,
     AnswerPrompts,
@@ -60,8 +63,6 @@ from qwen_task_heads.tokenization.label_prompts import (
 CONTENT_FREE = ("N/A", "[MASK]", "-")
 LOGITS_BUDGET = 2**27  # floats of logits at a time: 512 MB in fp32, with a peak of twice that
 MAX_BIASES = 256  # sets of candidates whose calibration is cached
-MIN_SHARED = 8  # tokens of a common prefix that are computed separately
-KeysAndValues = list[tuple[torch.Tensor, torch.Tensor]]  # per layer, (1, heads, P, D)
 
 
 class LabelScorer:
@@ -102,16 +103,7 @@ class LabelScorer:
         batch_tokens: int = 32768,
         progress: bool = True,
     ) -> None:
-        if batch_tokens < 1:
-            raise TaskHeadsError(
-                Problem(
-                    "batch_tokens",
-                    f"found {batch_tokens}",
-                    "1 or more",
-                    "choose such as 32768",
-                    code="option-range",
-                )
-            )
+        check_count("batch_tokens", batch_tokens, example=32768)
         self.model, self.prompts = model.eval(), prompts
         self.stored: Stored = (None, {})
         self.length_normalized, self.calibrate = length_normalized, calibrate
@@ -152,14 +144,12 @@ class LabelScorer:
         """
         name, device = str(name), device_of(device)
         if not (labels is None or isinstance(labels, LabelMap)):
-            raise TaskHeadsError(
-                Problem(
-                    "labels",
-                    f"found {shorten(labels)}",
-                    "a LabelMap, or None for the labels of a generative classifier",
-                    'pass labels=LabelMap(("good", "bad"))',
-                    code="argument-type",
-                )
+            raise error_at(
+                "labels",
+                f"found {shorten(labels)}",
+                "a LabelMap, or None for the labels of a generative classifier",
+                'pass labels=LabelMap(("good", "bad"))',
+                code="argument-type",
             )
         model = load_generator(name, revision=revision, hub=hub, dtype=dtype, merge=False)
         samples = sample_weights(model)
@@ -168,32 +158,27 @@ class LabelScorer:
         tokenizer = load_tokenizer(name, revision=revision, hub=hub)
         family = model.config.get_text_config().model_type
         path = file_of(name, LABEL_PROMPT, revision=revision, hub=hub)
-        if path is None and labels is None:
-            raise TaskHeadsError(
-                Problem(
-                    name,
-                    "found no labels",
-                    f"a model with {LABEL_PROMPT}, or a chat model and labels",
-                    "pass labels=LabelMap((...))",
-                    code="option-missing",
-                )
-            )
-        if path is None:
-            if instruction is None:
-                instruction = instruction_for(labels)  # type: ignore[arg-type]
-            prompts = AnswerPrompts(tokenizer, labels, instruction=instruction, model_type=family)  # type: ignore[arg-type]
-        else:
+        if path is not None:
             prompts = AnswerPrompts.load(path, tokenizer=tokenizer, model_type=family)
             options.setdefault("length_normalized", read_label_prompt(path)["length_normalized"])
-        if path is not None and not (labels is None and instruction is None):
-            prompts = AnswerPrompts(  # arguments that are not given keep their trained values
-                tokenizer,
-                labels or prompts.labels,
-                instruction=prompts.instruction if instruction is None else instruction,
-                model_type=family,
-                max_length=prompts.max_length,
-                truncation=prompts.truncation,
+            if not (labels is None and instruction is None):
+                prompts = AnswerPrompts(  # arguments that are not given keep their trained values
+                    tokenizer,
+                    labels or prompts.labels,
+                    instruction=prompts.instruction if instruction is None else instruction,
+                    model_type=family,
+                    max_length=prompts.max_length,
+                    truncation=prompts.truncation,
+                )
+        elif labels is not None:
+            text = instruction_for(labels) if instruction is None else instruction
+            prompts = AnswerPrompts(tokenizer, labels, instruction=text, model_type=family)
+        else:
+            expected, fix = (
+                f"a model with {LABEL_PROMPT}, or a chat model and labels",
+                "pass labels=LabelMap((...))",
             )
+            raise error_at(name, "found no labels", expected, fix, code="option-missing")
         scorer = cls(model if device is None else model.to(device), prompts=prompts, **options)
         scorer.stored = state_of(scorer.model), samples
         return scorer
@@ -221,20 +206,17 @@ class LabelScorer:
         abstain: float | None = None,
         on_error: str = RAISE,
     ) -> list[Prediction]:
-        """Predict labels with probabilities for n texts, as `Scorer.predict`.
+        """Predict labels with probabilities for n texts.
 
         Args:
-            texts: n texts, not empty.
+            texts, top_k, abstain, on_error: see `Scorer.predict`.
             candidates: see `log_scores`.
-            top_k: number of labels in `ranked`; all if None or if there are fewer.
-            abstain: predict no label if the best probability is below it.
-            on_error: `raise` raises for invalid rows; `keep` gives them a `Prediction` with an `error`.
 
         Raises:
             TaskHeadsError: see `log_scores`.
         """
         options: dict[str, Any] = {"top_k": top_k, "abstain": abstain}
-        check_options("single_label_classification", **options)
+        check_options(self.config, **options)
         rows = rows_of("texts", texts)
         names = candidate_rows(candidates, count=len(rows))
         scores, bad = self._log_scores(rows, names, on_error=on_error)
@@ -277,14 +259,12 @@ class LabelScorer:
         wrong = candidate_problems(candidates, labels=self.prompts.labels)
         bad = check_rows(texts, None, names=("texts", "texts"), on_error=on_error, more=wrong)
         if self.calibrate and shots is not None:  # calibration is of one context
-            raise TaskHeadsError(
-                Problem(
-                    "calibrate",
-                    "found true with examples per text",
-                    "the same examples for all texts",
-                    "drop it, or choose them by balance",
-                    code="option-conflict",
-                )
+            raise error_at(
+                "calibrate",
+                "found true with examples per text",
+                "the same examples for all texts",
+                "drop it, or choose them by balance",
+                code="option-conflict",
             )
         texts, candidates = without(texts, bad), without(candidates, bad)
         labels = self.prompts.labels
@@ -336,8 +316,15 @@ class LabelScorer:
         trie = make_trie(answers)
         shared, prefix = self._prefix(rows)
         result = torch.empty(len(rows), len(answers), dtype=torch.float64)
-        for batch in self._batches([len(row) for row in rows], nodes=1 + len(trie.tokens)):
-            result[batch] = self._score_batch([rows[index][shared:] for index in batch], trie, prefix)
+        nodes = 1 + len(trie.tokens)
+        batches = batches_by_length(
+            [len(row) for row in rows],
+            limit=self.batch_tokens,
+            extra=nodes,
+            max_rows=max(1, LOGITS_BUDGET // (nodes * self.model.config.get_text_config().vocab_size)),
+        )
+        for batch in with_progress(batches, rows=len(rows), shown=self.progress, name="Scoring labels"):
+            result[batch] = score_batch(self.model, [rows[index][shared:] for index in batch], trie, prefix)
         if self.length_normalized:
             result /= trie.lengths
         return result
@@ -351,89 +338,11 @@ class LabelScorer:
         prefix = self.prompts.prefix
         size = len(prefix)
         if size < MIN_SHARED or any(row[:size] != prefix or len(row) == size for row in rows):
-            shared = _shared(rows)
-            return shared, self._encode(rows[0][:shared]) if shared else None
+            shared = shared_length(rows)
+            return shared, encode_prefix(self.model, rows[0][:shared]) if shared else None
         state = state_of(self.model)
         cached_state, cached = self._cached
         if cached_state != state:
-            cached = self._encode(prefix)
+            cached = encode_prefix(self.model, prefix)
             self._cached = state, cached
         return size, cached
-
-    def _encode(self, ids: list[int]) -> KeysAndValues:
-        """Return keys and values per layer, (1, heads, P, D), of a prefix."""
-        cache = DynamicCache()
-        input_ids = torch.tensor([ids], device=self.model.device)
-        self.model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return [(layer.keys, layer.values) for layer in cache.layers]
-
-    def _score_batch(self, rows: list[list[int]], trie: Trie, prefix: KeysAndValues | None) -> torch.Tensor:
-        """Return the log-probability of every label's tokens, (B, L) float64, after B prompts.
-
-        Args:
-            rows: ids of the prompts after the prefix.
-            trie: trie of the labels.
-            prefix: keys and values of the prefix, or None.
-        """
-        model, device = self.model, self.model.device
-        past = prefix[0][0].shape[2] if prefix else 0
-        count, longest = len(rows), max(map(len, rows))
-        # Padded on the left, so that all prompts end in the same column.
-        ids = torch.tensor([[row[0]] * (longest - len(row)) + row for row in rows], device=device)
-        sizes = torch.tensor([len(row) for row in rows], device=device)
-        real = torch.arange(longest, device=device) >= longest - sizes[:, None]  # (B, T)
-        real = torch.cat([real.new_ones(count, past), real], dim=1)  # (B, P + T)
-        positions = (real.long().cumsum(1) - 1).clamp(min=0)
-        layers = [(k.expand(count, -1, -1, -1), v.expand(count, -1, -1, -1)) for k, v in prefix or ()]
-        cache = DynamicCache(layers or None)
-        logits = logits_of(
-            model,
-            keep=1,
-            input_ids=ids,
-            attention_mask=real.long(),
-            position_ids=positions[:, past:],
-            past_key_values=cache,
-            use_cache=True,
-        )  # (B, 1, V)
-        if len(trie.tokens):
-            tree = trie.ancestors.to(device)[None].expand(count, -1, -1)  # (B, N, N)
-            visible = torch.cat([real[:, None].expand(-1, len(trie.tokens), -1), tree], dim=2)[:, None]
-            mask = torch.zeros(visible.shape, dtype=model.dtype, device=device)
-            mask.masked_fill_(~visible, torch.finfo(model.dtype).min)
-            node_logits = logits_of(
-                model,
-                input_ids=trie.tokens.to(device)[None].expand(count, -1),
-                attention_mask=mask,  # (B, 1, N, P + T + N)
-                position_ids=past + sizes[:, None] - 1 + trie.depths.to(device),
-                past_key_values=cache,
-                use_cache=True,
-            )
-            logits = torch.cat([logits, node_logits], dim=1)  # (B, 1 + N, V)
-        return sum_edges(logits, trie)
-
-    def _batches(self, sizes: list[int], *, nodes: int) -> Iterable[list[int]]:
-        """Return indices of rows of similar length, within the limits of cached positions and logits."""
-        max_rows = max(1, LOGITS_BUDGET // (nodes * self.model.config.get_text_config().vocab_size))
-        batches: list[list[int]] = []
-        for index in sorted(range(len(sizes)), key=lambda index: sizes[index]):
-            # Sorted, so the new row is the longest of its batch.
-            if (
-                not batches
-                or (len(batches[-1]) + 1) * (sizes[index] + nodes) > self.batch_tokens
-                or len(batches[-1]) >= max_rows
-            ):
-                batches.append([])
-            batches[-1].append(index)
-        if not self.progress or len(sizes) <= 1000:
-            return batches
-        from tqdm.auto import tqdm
-
-        return tqdm(batches, desc="Scoring labels", unit="batch")
-
-
-def _shared(rows: list[list[int]]) -> int:
-    """Return the length of the common prefix, leaving each prompt one token; 0 if it is too short."""
-    first, last = min(rows), max(rows)
-    longest = min(map(len, rows)) - 1
-    shared = next((index for index in range(longest) if first[index] != last[index]), longest)
-    return shared if shared >= MIN_SHARED and len(rows) > 1 else 0

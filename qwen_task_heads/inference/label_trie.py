@@ -15,7 +15,8 @@ import torch
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from qwen_task_heads.hubcode.attention_task_heads import EXACT, rotates_by_length, window_of
+from qwen_task_heads.hubcode.attention_task_heads import rotates_by_length, window_of
+from qwen_task_heads.hubcode.families_task_heads import family_of
 
 ROWS = 16384  # rows of the vocabulary that are converted to fp32 at a time
 
@@ -23,7 +24,7 @@ ROWS = 16384  # rows of the vocabulary that are converted to fp32 at a time
 def fallback_reason(model: Any) -> str | None:
     """Return why every label is scored alone; None if the trie is exact."""
     config = model.config.get_text_config()
-    if config.model_type not in EXACT:
+    if not family_of(config.model_type).packable:
         return f"the attention of {config.model_type!r} does not support a trie of labels"
     if window_of(config) is not None:
         return "a sliding window would truncate the trie of labels"
@@ -106,9 +107,9 @@ def logits_of(model: Any, *, keep: int = 0, **inputs: Any) -> torch.Tensor:
     """Return logits (B, T, V) of the last `keep` positions, or of all, of a causal language model.
 
     For a model in half precision, the last matrix is computed in fp32. Logits near 20 in bf16 have steps of
-    1/8, so probabilities would have steps of 13%, and different labels would tie. Families outside `EXACT`
-    compute their logits themselves, because they may apply more than a matrix (soft caps, scales). So do
-    models whose last matrix has an adapter or is sharded.
+    1/8, so probabilities would have steps of 13%, and different labels would tie. Families without
+    `plain_logits` compute their logits themselves, because they may apply more than a matrix (soft caps,
+    scales). So do models whose last matrix has an adapter or is sharded.
 
     Args:
         model: model of `AutoModelForCausalLM`.
@@ -118,8 +119,8 @@ def logits_of(model: Any, *, keep: int = 0, **inputs: Any) -> torch.Tensor:
     head = model.get_output_embeddings()
     # ZeRO-3 leaves a sharded weight with one dimension.
     is_matrix = type(head) is torch.nn.Linear and head.weight.dim() == 2 and head.weight.dtype.itemsize <= 2
-    family = model.config.get_text_config().model_type
-    if not is_matrix or not isinstance(model, PreTrainedModel) or family not in EXACT:
+    family = family_of(model.config.get_text_config().model_type)
+    if not is_matrix or not isinstance(model, PreTrainedModel) or not family.plain_logits:
         return model(**inputs, logits_to_keep=keep).logits
     states = model.base_model(**inputs).last_hidden_state[:, -keep:].float()
     logits = torch.cat([linear(states, rows.float()) for rows in head.weight.split(ROWS)], dim=-1)

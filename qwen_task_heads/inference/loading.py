@@ -16,17 +16,17 @@ import torch
 from qwen_task_heads.data.candidates import within
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.labels import LabelMap
-from qwen_task_heads.data.pair_columns import RowReader
+from qwen_task_heads.data.row_reader import RowReader
 from qwen_task_heads.data.text_columns import read_candidates
 from qwen_task_heads.data.text_readers import InputProblem, TextInput
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 from qwen_task_heads.generators import file_of
+from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.inference.inputs import candidate_rows, rows_of
 from qwen_task_heads.inference.label_scorer import LabelScorer
 from qwen_task_heads.inference.predictions import Prediction, to_predictions
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.models import saved_task
-from qwen_task_heads.modelscope import HUGGINGFACE
 from qwen_task_heads.tokenization.label_prompts import LABEL_PROMPT, read_label_prompt
 
 ONE_LABEL = ("single_label_classification", "ordinal")
@@ -71,14 +71,12 @@ def open_scorer(
     if path is None:
         return Scorer(name, revision=revision, hub=hub, int8=int8, **options)
     if int8:
-        raise TaskHeadsError(
-            Problem(
-                "int8",
-                "found true with a generative classifier",
-                "a model with a head",
-                "drop it",
-                code="option-unsupported",
-            )
+        raise error_at(
+            "int8",
+            "found true with a generative classifier",
+            "a model with a head",
+            "drop it",
+            code="option-unsupported",
         )
     return LabelScorer.from_pretrained(name, revision=revision, hub=hub, **options)
 
@@ -106,14 +104,12 @@ def labels_to_choose(
     labels: LabelMap | None = task.get("labels")
     if labels is not None and (kind or (ONE_LABEL[0] if len(labels) > 1 else None)) in ONE_LABEL:
         return labels
-    raise TaskHeadsError(
-        Problem(
-            "--candidates",
-            f"found with {f'a {kind} model' if kind else 'a model without labels'}",
-            f"a {' or '.join(ONE_LABEL)} model",
-            "drop it",
-            code="option-unsupported",
-        )
+    raise error_at(
+        "--candidates",
+        f"found with {f'a {kind} model' if kind else 'a model without labels'}",
+        f"a {' or '.join(ONE_LABEL)} model",
+        "drop it",
+        code="option-unsupported",
     )
 
 
@@ -132,9 +128,8 @@ def with_candidates(
     """
     for where, item in items:
         if isinstance(item, TextInput):
-            yield where, resolve_candidates(item, column=column, labels=labels)
-        else:
-            yield where, item
+            item = resolve_candidates(item, column=column, labels=labels)
+        yield where, item
 
 
 def resolve_candidates(item: TextInput, *, column: str, labels: LabelMap) -> TextInput | InputProblem:
@@ -145,7 +140,7 @@ def resolve_candidates(item: TextInput, *, column: str, labels: LabelMap) -> Tex
     reader = RowReader(item.source, item.row)
     names = read_candidates(reader, None, column=column)
     if not reader.problems:
-        reader.problems += _wrong_names(names, where=item.source, column=column, labels=labels)
+        _check_names(names, reader, column=column, labels=labels)
     if reader.problems:
         first = reader.problems[0]
         return InputProblem(first.where, first.problem, first.expected, first.fix, item.row, code=first.code)
@@ -153,35 +148,23 @@ def resolve_candidates(item: TextInput, *, column: str, labels: LabelMap) -> Tex
     return replace(item, candidates=tuple(labels.names[place] for place in places))
 
 
-def _wrong_names(names: Iterable[str], *, where: str, column: str, labels: LabelMap) -> list[Problem]:
-    """Return the problem of a name that is unknown or repeats a label, or []."""
+def _check_names(names: Iterable[str], row: RowReader, *, column: str, labels: LabelMap) -> None:
+    """Refuse a row at its first name that is unknown or repeats a label."""
     known: dict[int, str] = {}
     for name in names:
         place = labels.spelled.get(name)
         if place is None:
             near = labels.near(name)
-            return [
-                Problem(
-                    where,
-                    f"found {shorten(name)} in {column!r}",
-                    f"labels of the model: {shorten(labels.names)}",
-                    "correct the row" if near is None else f"write {shorten(near)}",
-                    code="label-unknown",
-                )
-            ]
+            expected = f"labels of the model: {shorten(labels.names)}"
+            fix = "correct the row" if near is None else f"write {shorten(near)}"
+            row.refuse(f"found {shorten(name)} in {column!r}", expected, fix, code="label-unknown")
+            return
         if place in known:
             both = f"{shorten(known[place])} and {shorten(name)}, both {shorten(labels.names[place])}"
-            return [
-                Problem(
-                    where,
-                    f"found {both}, in {column!r}",
-                    "each label once",
-                    "remove one of the two",
-                    code="label-conflict",
-                )
-            ]
+            fix = "remove one of the two"
+            row.refuse(f"found {both}, in {column!r}", "each label once", fix, code="label-conflict")
+            return
         known[place] = name
-    return []
 
 
 def choose(

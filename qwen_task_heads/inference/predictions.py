@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 from qwen_task_heads.inference.inputs import in_place, rows_of, without
 
 OPTIONS = {
@@ -91,6 +91,45 @@ class Prediction:
         return row
 
 
+@dataclass(frozen=True)
+class RankedTitle:
+    """A title with its score, its rank (1 is best) and the probability that it is the best of its list.
+
+    An invalid row that was kept has an `error`, no rank, and NaN for score and probability.
+    """
+
+    title: str
+    score: float
+    probability: float
+    rank: int | None
+    error: str | None = None
+
+
+class FailedScore(float):
+    """Score of an invalid row that was kept: NaN, with its `error`.
+
+    Example:
+        >>> from qwen_task_heads.inference.predictions import FailedScore
+        >>> score = FailedScore("titles[0]: found ''")
+        >>> score == score, score.error
+        (False, "titles[0]: found ''")
+    """
+
+    error: str
+
+    def __new__(cls, error: str) -> FailedScore:
+        """Create NaN with an error."""
+        score = super().__new__(cls, "nan")
+        score.error = error
+        return score
+
+    def __getnewargs__(self) -> tuple[str]:  # type: ignore[override]  # that of float returns its value
+        return (self.error,)
+
+    def __repr__(self) -> str:
+        return f"FailedScore({self.error!r})"
+
+
 def answer_columns(config: Any) -> list[str]:
     """Return the keys of `Prediction.as_dict` for a model; `score` for a title scorer."""
     kind = problem_type_of(config)
@@ -102,67 +141,42 @@ def answer_columns(config: Any) -> list[str]:
 
 
 def check_options(
-    problem_type: str,
+    config: Any,
     *,
     top_k: int | None = None,
     threshold: float | None = None,
     abstain: float | None = None,
     max_error: float | None = None,
-) -> None:
-    """Validate the options of a prediction for a problem type.
+) -> float | None:
+    """Validate the options of a prediction for a model; return the probability below which it abstains.
 
     Raises:
-        TaskHeadsError: one problem per option that the problem type does not have or that is out of range.
+        TaskHeadsError: one problem per option that the problem type does not have or that is out of range;
+            or a `max_error` that the model does not support, see `confidence_for`.
     """
-    problems = []
+    problems, problem_type = [], problem_type_of(config)
     options = {"top_k": top_k, "threshold": threshold, "abstain": abstain, "max_error": max_error}
     for name, value in options.items():
         if value is None:
             continue
+        found, code = f"found {shorten(value)}", "option-range"
         if name not in OPTIONS[problem_type]:
-            fitting = [kind for kind, names in OPTIONS.items() if name in names]
-            problems.append(
-                Problem(
-                    name,
-                    f"found {value} with a {problem_type} model",
-                    f"a {' or '.join(fitting)} model",
-                    "drop it",
-                    code="option-unsupported",
-                )
-            )
+            found, code = f"found {value} with a {problem_type} model", "option-unsupported"
+            fitting = " or ".join(kind for kind, names in OPTIONS.items() if name in names)
+            problems.append(Problem(name, found, f"a {fitting} model", "drop it", code=code))
         elif name == "top_k":
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                problems.append(
-                    Problem(
-                        name,
-                        f"found {shorten(value)}",
-                        "an integer of 1 or more; all labels if there are fewer",
-                        "choose such as 3",
-                        code="option-range",
-                    )
-                )
+                expected = "an integer of 1 or more; all labels if there are fewer"
+                problems.append(Problem(name, found, expected, "choose such as 3", code=code))
         elif not 0 <= value <= 1:
-            problems.append(
-                Problem(
-                    name,
-                    f"found {value}",
-                    "a probability from 0 to 1",
-                    "choose such as 0.5",
-                    code="option-range",
-                )
-            )
+            expected = "a probability from 0 to 1"
+            problems.append(Problem(name, found, expected, "choose such as 0.5", code=code))
     if abstain is not None and max_error is not None:
-        problems.append(
-            Problem(
-                "max_error",
-                "found max_error and abstain",
-                "one of the two",
-                "drop one",
-                code="option-conflict",
-            )
-        )
+        found = "found max_error and abstain"
+        problems.append(Problem("max_error", found, "one of the two", "drop one", code="option-conflict"))
     if problems:
         raise TaskHeadsError(problems)
+    return abstain if max_error is None else confidence_for(max_error, config)
 
 
 def confidence_for(max_error: float, config: Any) -> float:
@@ -191,26 +205,22 @@ def confidence_for(max_error: float, config: Any) -> float:
     # The config of a generative classifier does not have the field.
     curve = (config.__dict__.get("calibration") or {}).get("risk_coverage")
     if not curve:
-        raise TaskHeadsError(
-            Problem(
-                "max_error",
-                f"found {max_error} with a model without a risk-coverage curve",
-                "a model with a risk-coverage curve",
-                "give abstain, or train it again",
-                code="option-unsupported",
-            )
+        raise error_at(
+            "max_error",
+            f"found {max_error} with a model without a risk-coverage curve",
+            "a model with a risk-coverage curve",
+            "give abstain, or train it again",
+            code="option-unsupported",
         )
     fitting = [row for row in curve if row["upper"] <= max_error]
     if not fitting:
         lowest = math.ceil(1000 * min(row["upper"] for row in curve)) / 1000
-        raise TaskHeadsError(
-            Problem(
-                "max_error",
-                f"found {max_error:g}",
-                f"{lowest:g} or more, the lowest rate that the dev rows support",
-                f"give {lowest:g}, or abstain",
-                code="option-range",
-            )
+        raise error_at(
+            "max_error",
+            f"found {max_error:g}",
+            f"{lowest:g} or more, the lowest rate that the dev rows support",
+            f"give {lowest:g}, or abstain",
+            code="option-range",
         )
     return float(max(fitting, key=lambda row: row["coverage"])["confidence"])
 
@@ -233,11 +243,11 @@ def to_predictions(
     *,
     texts: Iterable[str],
     text_pairs: Iterable[str] | None = None,
+    errors: Mapping[int, str] | None = None,
     top_k: int | None = None,
     threshold: float | None = None,
     abstain: float | None = None,
     max_error: float | None = None,
-    errors: Mapping[int, str] | None = None,
 ) -> list[Prediction]:
     """Convert logits (N, L) to N predictions; with errors, to one more for each invalid row.
 
@@ -246,12 +256,8 @@ def to_predictions(
         config: config of the model, with the problem type and the names of the labels.
         texts: the N texts, and the invalid rows at their indices.
         text_pairs: as many second texts, or None.
-        top_k: number of labels in `ranked`; all if None or if there are fewer.
-        threshold: for multi-label, labels at or over it are predicted; if None, the thresholds of the
-            config, or 0.5.
-        abstain: `label` is None if the best probability is below it.
-        max_error: like `abstain`, by a maximal error rate; see `confidence_for`.
         errors: errors of invalid rows, which have no logits, by their index.
+        top_k, threshold, abstain, max_error: see `Scorer.predict`.
 
     Raises:
         TaskHeadsError: an option that the problem type does not have, or a value out of range.
@@ -268,9 +274,7 @@ def to_predictions(
         ('sport', 0.881, None)
     """
     kind = problem_type_of(config)
-    check_options(kind, top_k=top_k, threshold=threshold, abstain=abstain, max_error=max_error)
-    if max_error is not None:
-        abstain = confidence_for(max_error, config)
+    abstain = check_options(config, top_k=top_k, threshold=threshold, abstain=abstain, max_error=max_error)
     names = [config.id2label[index] for index in range(config.num_labels)]
     bad, rows = errors or {}, rows_of("texts", texts)
     seconds = [""] * len(rows) if text_pairs is None else rows_of("text_pairs", text_pairs)

@@ -1,7 +1,6 @@
 """Rewards from a title scorer, for trl's GRPO and for best-of-n selection.
 
 Design:
-- Thinking, tags and control tokens are removed from a completion, so that only its title is scored.
 - Scores have no unit. A reward is in standard deviations of the scores of real titles, and 0 is the mean of
   the scorer's dev titles. The constants (`reward_mean` and others) are in the scorer's config, written by its
   training.
@@ -15,9 +14,7 @@ as what reward models overrate, Singhal et al. 2023, arXiv:2310.03716.
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -26,22 +23,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
-from qwen_task_heads.hubcode.encoding_task_heads import as_list
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
+from qwen_task_heads.inference.completions import Completion, read_completions, text_of, title_of
 from qwen_task_heads.inference.inputs import rows_of
 from qwen_task_heads.inference.scorer import Scorer
 
 LOWEST = -5.0  # standard deviations from the mean
-THINK, THOUGHT = (re.compile(tag, re.IGNORECASE) for tag in ("<think>", "</think>"))
-OPENING, CLOSING = (re.compile(tag, re.IGNORECASE) for tag in ("<title>", "</title>"))
-KEYCAP = re.compile("[0-9#*]\ufe0f?\u20e3")  # an emoji that starts with a digit
-UNSEEN = frozenset("\u115f\u1160\u3164\uffa0")  # Unicode letters without a glyph
-WORDS = ("Lu", "Ll", "Lt", "Lo", "Nd", "Nl", "No")  # Unicode categories of letters and numbers
-CONTROL = re.compile(r"<\|(?:im_start|im_end|endoftext)\|>")
 CONSTANTS = ("reward_mean", "reward_std", "reward_length_mean", "reward_length_slope")
-
-Message = Mapping[str, Any]
-Completion = str | Sequence[Message]  # plain text, or the messages of a conversation
 
 
 def reward_constants(scores: ArrayLike, lengths: ArrayLike) -> dict[str, float]:
@@ -65,102 +53,17 @@ def reward_constants(scores: ArrayLike, lengths: ArrayLike) -> dict[str, float]:
     """
     s, n = np.asarray(scores, dtype=np.float64), np.asarray(lengths, dtype=np.float64)
     if s.ndim != 1 or s.shape != n.shape or not s.size or not (np.isfinite(s).all() and np.isfinite(n).all()):
-        raise TaskHeadsError(
-            Problem(
-                "reward_constants",
-                f"found shapes {s.shape} and {n.shape}, or values that are not finite",
-                "as many finite scores as lengths, at least one",
-                "check both arguments",
-                code="argument-type",
-            )
+        raise error_at(
+            "reward_constants",
+            f"found shapes {s.shape} and {n.shape}, or values that are not finite",
+            "as many finite scores as lengths, at least one",
+            "check both arguments",
+            code="argument-type",
         )
     spread = n - n.mean()
     slope = float(spread @ s / (spread @ spread)) if spread.any() else 0.0
     values = (float(s.mean()), float(s.std()), float(n.mean()), slope)
     return {name: round(value, 8) for name, value in zip(CONSTANTS, values, strict=True)}
-
-
-def title_of(completion: Completion) -> str:
-    """Return the title of a completion in one line, or "" if it has none; in linear time.
-
-    Args:
-        completion: text, or messages, of which those of the assistant are read. Text up to `</think>`, and
-            after an unclosed `<think>`, is thinking. The title is the first `<title>…</title>`, or the whole
-            answer without these tags. A title has a letter or a number of any script.
-
-    Example:
-        >>> from qwen_task_heads.inference.rewards import title_of
-        >>> title_of("<think>Short.</think> Here: <title>Ten ways to rest</title>")
-        'Ten ways to rest'
-        >>> title_of("<think>It should be"), title_of("<title> </title>")
-        ('', '')
-    """
-    text = _text_of(completion, role="assistant")
-    text = THOUGHT.split(text)[-1]  # the opening tag may be in the prompt
-    text = CONTROL.sub(" ", THINK.split(text, maxsplit=1)[0])
-    text = OPENING.split(text, maxsplit=1)[-1]
-    text = OPENING.sub(" ", CLOSING.split(text, maxsplit=1)[0])
-    return " ".join(text.split()) if has_words(text) else ""
-
-
-def has_words(text: str) -> bool:
-    """Return whether a text has a letter or a number of any script.
-
-    Example:
-        >>> from qwen_task_heads.inference.rewards import has_words
-        >>> [has_words(text) for text in ("休む", "7", "Ⅳ", "!?", "🎉🎉", "—")]
-        [True, True, True, False, False, False]
-    """
-    text = KEYCAP.sub("", text) if "\u20e3" in text else text
-    return any(char not in UNSEEN and unicodedata.category(char) in WORDS for char in text)
-
-
-def _text_of(content: Completion, *, role: str) -> str:
-    """Return plain text unchanged; for messages, the text parts of those of a role."""
-    if isinstance(content, str):
-        return content
-    parts: list[str] = []
-    for message in content:
-        if message.get("role") == role and message.get("content"):
-            inner = message["content"]
-            parts += (
-                [inner]
-                if isinstance(inner, str)
-                else [p["text"] for p in inner if isinstance(p.get("text"), str)]
-            )
-    return "\n".join(parts)
-
-
-def _read_completions(where: str, completions: Any) -> list[Any]:
-    """Return the texts or conversations of a list-like argument, and validate them."""
-    rows = as_list(completions)
-    if rows is None:
-        found = "one text" if isinstance(completions, str) else type(completions).__name__
-        raise TaskHeadsError(
-            Problem(
-                where,
-                f"found {found}",
-                "a list of texts, or of conversations (lists of messages)",
-                "put it in a list",
-                code="argument-type",
-            )
-        )
-    rows = [row if (messages := as_list(row)) is None else messages for row in rows]
-    problems = [
-        Problem(
-            f"{where}[{place}]",
-            f"found {shorten(one)}",
-            "a text, or a conversation (a list of messages)",
-            "pass the completion as the model generated it",
-            code="value-type",
-        )
-        for place, one in enumerate(rows)
-        if not isinstance(one, str)
-        and not (isinstance(one, list) and all(isinstance(message, Mapping) for message in one))
-    ]
-    if problems:
-        raise TaskHeadsError(problems)
-    return rows
 
 
 def _check_numbers(*, lowest: Any, length_penalty: Any) -> None:
@@ -263,14 +166,12 @@ class TitleReward:
         )
         self.lowest, self.context = float(lowest), context
         if not self.scorer.is_title_scorer:
-            raise TaskHeadsError(
-                Problem(
-                    "TitleReward",
-                    "found a classifier",
-                    "a title scorer",
-                    "name a model of recipes/reward_titles.py",
-                    code="model-type",
-                )
+            raise error_at(
+                "TitleReward",
+                "found a classifier",
+                "a title scorer",
+                "name a model of recipes/reward_titles.py",
+                code="model-type",
             )
         config = self.scorer.model.config.to_dict()
         known = {name: config[name] for name in CONSTANTS}
@@ -279,16 +180,12 @@ class TitleReward:
             missing = [name for name, value in known.items() if value is None]
             if missing or (normalise and not known["reward_std"]):
                 name = str(self.scorer.model.config.name_or_path) or "the scorer"
-                raise TaskHeadsError(
-                    Problem(
-                        f"config of {shorten(name)}",
-                        f"{', '.join(missing)} not set"
-                        if missing
-                        else "found reward_std 0: all scores equal",
-                        "constants of its dev titles",
-                        "train it by recipes/reward_titles.py, or pass normalise=False and no length_penalty",
-                        code="config-invalid",
-                    )
+                raise error_at(
+                    f"config of {shorten(name)}",
+                    f"{', '.join(missing)} not set" if missing else "found reward_std 0: all scores equal",
+                    "constants of its dev titles",
+                    "train it by recipes/reward_titles.py, or pass normalise=False and no length_penalty",
+                    code="config-invalid",
                 )
             self.length_mean, slope = known["reward_length_mean"], known["reward_length_slope"]
         if normalise:
@@ -321,42 +218,38 @@ class TitleReward:
             TaskHeadsError: completions that are neither texts nor conversations, an unknown column in
                 `context`, or different numbers of prompts and completions.
         """
-        completions = _read_completions("completions", completions)
+        completions = read_completions("completions", completions)
         prompts = rows_of("prompts", prompts)
         titles = [title_of(completion) for completion in completions]
         contexts = [""] * len(titles)
         if self.context == "prompt":
-            contexts = [_text_of(prompt, role="user") for prompt in prompts]
+            contexts = [text_of(prompt, role="user") for prompt in prompts]
         elif self.context is not None:
             if self.context not in columns:
-                raise TaskHeadsError(
-                    Problem(
-                        "context",
-                        f"column {self.context!r} is missing",
-                        "prompt, " + ", ".join(sorted(columns)),
-                        "name a column of the data",
-                        code="column-missing",
-                    )
+                raise error_at(
+                    "context",
+                    f"column {self.context!r} is missing",
+                    "prompt, " + ", ".join(sorted(columns)),
+                    "name a column of the data",
+                    code="column-missing",
                 )
             values = rows_of(self.context, columns[self.context])
             # An empty value, None and NaN mean no context.
             contexts = ["" if not value or value != value else str(value) for value in values]
         if len(contexts) != len(titles):
-            raise TaskHeadsError(
-                Problem(
-                    "TitleReward",
-                    f"found {len(contexts)} prompts for {len(titles)} completions",
-                    "one prompt per completion",
-                    "pass one for each",
-                    code="argument-type",
-                )
+            raise error_at(
+                "TitleReward",
+                f"found {len(contexts)} prompts for {len(titles)} completions",
+                "one prompt per completion",
+                "pass one for each",
+                code="argument-type",
             )
         if log_metric is not None and titles:
             log_metric("title_characters", float(np.mean([len(title) for title in titles])))
             log_metric("without_title", float(np.mean([not title for title in titles])))
         rewards = self._rewards(titles, contexts)
         self.last = [
-            Paid(_text_of(prompt, role="user"), title, reward, _text_of(completion, role="assistant"))
+            Paid(text_of(prompt, role="user"), title, reward, text_of(completion, role="assistant"))
             for prompt, title, reward, completion in zip(prompts, titles, rewards, completions, strict=True)
         ]
         return rewards
@@ -378,17 +271,15 @@ class TitleReward:
             >>> best.title, best.index
             ('A title', 1)
         """
-        completions = _read_completions("best_of_n", completions)
+        completions = read_completions("best_of_n", completions)
         titles = [title_of(completion) for completion in completions]
         if not any(titles):
-            raise TaskHeadsError(
-                Problem(
-                    "best_of_n",
-                    f"found no title in {len(titles)} completions",
-                    "at least one title",
-                    "generate more",
-                    code="value-missing",
-                )
+            raise error_at(
+                "best_of_n",
+                f"found no title in {len(titles)} completions",
+                "at least one title",
+                "generate more",
+                code="value-missing",
             )
         rewards = self._rewards(titles, [prompt] * len(titles))
         index = max((place for place, title in enumerate(titles) if title), key=lambda place: rewards[place])

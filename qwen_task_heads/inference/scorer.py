@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.utils import logging
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import error_at
 from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
 from qwen_task_heads.hubcode.encoding_task_heads import (
     encode,
@@ -29,13 +28,23 @@ from qwen_task_heads.hubcode.encoding_task_heads import (
     template_of,
 )
 from qwen_task_heads.inference.identity import Samples, Stored, sample_weights
-from qwen_task_heads.inference.inputs import RAISE, check_rows, device_of, in_place, rows_of, without
+from qwen_task_heads.inference.inputs import (
+    RAISE,
+    batches_by_length,
+    check_count,
+    check_rows,
+    device_of,
+    in_place,
+    rows_of,
+    with_progress,
+    without,
+)
 from qwen_task_heads.inference.int8 import to_int8
 from qwen_task_heads.inference.predictions import (
+    FailedScore,
     Prediction,
+    RankedTitle,
     check_options,
-    confidence_for,
-    problem_type_of,
     to_predictions,
 )
 from qwen_task_heads.inference.prefix_cache import PrefixCache, state_of
@@ -43,45 +52,6 @@ from qwen_task_heads.models import load, load_tokenizer, merge
 from qwen_task_heads.throughput import Throughput
 
 logger = logging.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class RankedTitle:
-    """A title with its score, its rank (1 is best) and the probability that it is the best of its list.
-
-    An invalid row that was kept has an `error`, no rank, and NaN for score and probability.
-    """
-
-    title: str
-    score: float
-    probability: float
-    rank: int | None
-    error: str | None = None
-
-
-class FailedScore(float):
-    """Score of an invalid row that was kept: NaN, with its `error`.
-
-    Example:
-        >>> from qwen_task_heads.inference.scorer import FailedScore
-        >>> score = FailedScore("titles[0]: found ''")
-        >>> score == score, score.error
-        (False, "titles[0]: found ''")
-    """
-
-    error: str
-
-    def __new__(cls, error: str) -> FailedScore:
-        """Create NaN with an error."""
-        score = super().__new__(cls, "nan")
-        score.error = error
-        return score
-
-    def __getnewargs__(self) -> tuple[str]:  # type: ignore[override]  # that of float returns its value
-        return (self.error,)
-
-    def __repr__(self) -> str:
-        return f"FailedScore({self.error!r})"
 
 
 class Scorer:
@@ -130,16 +100,7 @@ class Scorer:
         dtype: torch.dtype | str = "auto",
         int8: bool = False,
     ) -> None:
-        if batch_tokens < 1:
-            raise TaskHeadsError(
-                Problem(
-                    "batch_tokens",
-                    f"found {batch_tokens}",
-                    "1 or more",
-                    "choose such as 8192",
-                    code="option-range",
-                )
-            )
+        check_count("batch_tokens", batch_tokens, example=8192)
         device = device_of("cpu" if int8 and device == "auto" else device)
         samples: Samples = {}
         if isinstance(model, (str, Path)):
@@ -149,14 +110,12 @@ class Scorer:
             if model._hf_peft_config_loaded:
                 model = merge(model)
         if tokenizer is None:
-            raise TaskHeadsError(
-                Problem(
-                    "Scorer",
-                    "found a model without a tokenizer",
-                    "a model and its tokenizer",
-                    "pass tokenizer=",
-                    code="option-missing",
-                )
+            raise error_at(
+                "Scorer",
+                "found a model without a tokenizer",
+                "a model and its tokenizer",
+                "pass tokenizer=",
+                code="option-missing",
             )
         self.model = model.eval() if device is None else model.eval().to(device)
         self.int8 = int8
@@ -244,14 +203,12 @@ class Scorer:
             TaskHeadsError: see `score`.
         """
         if prompt and not isinstance(prompt, str):
-            raise TaskHeadsError(
-                Problem(
-                    "prompt",
-                    f"found a {type(prompt).__name__}",
-                    "a text",
-                    'use "" for none',
-                    code="argument-type",
-                )
+            raise error_at(
+                "prompt",
+                f"found a {type(prompt).__name__}",
+                "a text",
+                'use "" for none',
+                code="argument-type",
             )
         rows = rows_of("titles", titles)
         contexts = [prompt] * len(rows) if prompt else None
@@ -295,24 +252,20 @@ class Scorer:
         bad = check_rows(texts, text_pairs, names=("texts", "text_pairs"), on_error=on_error)
         good, pairs = without(texts, bad), None if text_pairs is None else without(text_pairs, bad)
         if any(pairs or ()) and not self.takes_pairs:
-            raise TaskHeadsError(
-                Problem(
-                    "text_pairs",
-                    "found second texts",
-                    "single texts, as in training",
-                    "drop them",
-                    code="option-unsupported",
-                )
+            raise error_at(
+                "text_pairs",
+                "found second texts",
+                "single texts, as in training",
+                "drop them",
+                code="option-unsupported",
             )
         if texts and text_pairs is None and self.needs_pairs:
-            raise TaskHeadsError(
-                Problem(
-                    "text_pairs",
-                    "the second texts are missing",
-                    "pairs, as in training",
-                    'give text_pairs=[...], with "" for none',
-                    code="option-missing",
-                )
+            raise error_at(
+                "text_pairs",
+                "the second texts are missing",
+                "pairs, as in training",
+                'give text_pairs=[...], with "" for none',
+                code="option-missing",
             )
         return self._run(self._encode_texts(good, pairs)), bad
 
@@ -348,10 +301,7 @@ class Scorer:
         config = self.model.config
         options: dict[str, Any] = {"top_k": top_k, "threshold": threshold, "abstain": abstain}
         options["max_error"] = max_error
-        # Validated before the logits, which may take hours.
-        check_options(problem_type_of(config), **options)
-        if max_error is not None:
-            confidence_for(max_error, config)
+        check_options(config, **options)  # before the logits, which may take hours
         rows = rows_of("texts", texts)
         pairs = None if text_pairs is None else rows_of("text_pairs", text_pairs)
         logits, bad = self._logits(rows, pairs, on_error=on_error)
@@ -370,14 +320,12 @@ class Scorer:
     def _check_model(self, method: str, *, of_titles: bool) -> None:
         if self.is_title_scorer == of_titles:
             return
-        raise TaskHeadsError(
-            Problem(
-                f"Scorer.{method}",
-                f"found a {self.model.config.model_type}",
-                "a title_scorer" if of_titles else "a pooled_classifier",
-                "call predict() or logits()" if of_titles else "call score(), rank() or prefer()",
-                code="model-type",
-            )
+        raise error_at(
+            f"Scorer.{method}",
+            f"found a {self.model.config.model_type}",
+            "a title_scorer" if of_titles else "a pooled_classifier",
+            "call predict() or logits()" if of_titles else "call score(), rank() or prefer()",
+            code="model-type",
         )
 
     def run_ids(self, rows: list[list[int]]) -> torch.Tensor:
@@ -416,17 +364,16 @@ class Scorer:
         """
         # The other poolings need the padded states, (rows, longest, H), in memory.
         packs = self.model.fallback_reason is None and self.model.config.pooling == "last"
+        sizes = [len(row) - known for row in rows]
         batches: list[list[int]] = []
-        tokens = 0  # of the last batch
-        for index in sorted(range(len(rows)), key=lambda index: rows[index] if packs else len(rows[index])):
-            size = len(rows[index]) - known
-            tokens = tokens + size if packs else size * (len(batches[-1]) + 1 if batches else 1)
-            if not batches or tokens > self.batch_tokens:
-                batches.append([])
-                tokens = size
-            batches[-1].append(index)
-        if not self.progress or len(rows) <= 1000:
-            return batches
-        from tqdm.auto import tqdm
-
-        return tqdm(batches, desc="Scoring", unit="batch")
+        if packs:
+            tokens = 0  # of the last batch
+            for index in sorted(range(len(rows)), key=lambda index: rows[index]):
+                tokens += sizes[index]
+                if not batches or tokens > self.batch_tokens:
+                    batches.append([])
+                    tokens = sizes[index]
+                batches[-1].append(index)
+        else:
+            batches = batches_by_length(sizes, limit=self.batch_tokens)
+        return with_progress(batches, rows=len(rows), shown=self.progress, name="Scoring")

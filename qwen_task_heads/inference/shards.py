@@ -14,11 +14,11 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import TaskHeadsError, error_at, shorten
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # version of the manifest; increase it if the meaning of a key changes
@@ -64,8 +64,8 @@ class Shards:
         path = self.folder / MANIFEST
         if not path.is_file():
             if self.output.exists():
-                raise _error(
-                    self.output,
+                raise error_at(
+                    str(self.output),
                     "the file exists already",
                     "a new file",
                     "name another --output, or remove it",
@@ -76,8 +76,8 @@ class Shards:
             content = json.loads(path.read_bytes())
             version, stated = content["format"], dict(content["identity"])
         except (ValueError, KeyError, TypeError) as error:
-            raise _error(
-                path,
+            raise error_at(
+                str(path),
                 "the manifest is corrupted",
                 "a manifest of this library",
                 f"remove {self.folder}",
@@ -91,8 +91,8 @@ class Shards:
         if version != FORMAT:
             differences = [f"format {shorten(version)}"]
         if differences:
-            raise _error(
-                self.folder,
+            raise error_at(
+                str(self.folder),
                 f"found shards of another run ({'; '.join(differences)})",
                 "shards of the same input, model and options",
                 f"repeat that command to finish it, name another --output, or remove {self.folder}",
@@ -118,6 +118,10 @@ class Shards:
         count = -(-self.rows // self.block_rows)
         existing = {path.name for path in self.folder.glob("*.jsonl")}
         return [index for index in range(count) if self._path(index).name not in existing]
+
+    def count_rows(self, indices: Iterable[int]) -> int:
+        """Return the number of rows of some shards."""
+        return sum(min(self.block_rows, self.rows - index * self.block_rows) for index in indices)
 
     def write(self, index: int, rows: Sequence[dict[str, Any]]) -> None:
         """Write one shard atomically.
@@ -146,9 +150,9 @@ class Shards:
                     rows = [json.loads(line) for line in stream]
             except (OSError, ValueError) as error:
                 problem = f"the shard cannot be read ({shorten(str(error))})"
-                raise _error(path, problem, f"{count} rows", fix, code=code) from error
+                raise error_at(str(path), problem, f"{count} rows", fix, code=code) from error
             if len(rows) != count:
-                raise _error(path, f"the shard has {len(rows)} rows", f"{count} rows", fix, code=code)
+                raise error_at(str(path), f"the shard has {len(rows)} rows", f"{count} rows", fix, code=code)
             yield from rows
 
     def assemble(self, *, columns: Sequence[str], rows: Iterator[dict[str, Any]] | None = None) -> None:
@@ -200,21 +204,17 @@ def _cell(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
 
 
-def _error(where: Path, problem: str, expected: str, fix: str, *, code: str) -> TaskHeadsError:
-    return TaskHeadsError(Problem(str(where), problem, expected, fix, code=code))
-
-
 def _disk_error(path: Path, error: OSError) -> TaskHeadsError:
     if isinstance(error, FileNotFoundError):
-        return _error(
-            path,
+        return error_at(
+            str(path),
             "the folder was removed during the run",
             "one run of a command at a time",
             "check whether another run has finished, or start again",
             code="path-not-found",
         )
-    return _error(
-        path,
+    return error_at(
+        str(path),
         f"the file cannot be written ({error.strerror or error})",
         "a writable disk with enough space",
         "free some space or check the permissions, and start again",

@@ -13,7 +13,7 @@ logit of P(preferred). The likelihood of a base model is the baseline without tr
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,12 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.generators import file_of, load_generator
 from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
 from qwen_task_heads.hubcode.encoding_task_heads import pad_rows
+from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.inference.embeddings import Embedder, EmbeddingScorer, missing_library
 from qwen_task_heads.inference.engine_options import EMBEDDINGS, SCORER, EngineSpec, PromptOptions
-from qwen_task_heads.inference.inputs import device_of
+from qwen_task_heads.inference.inputs import batches_by_length, device_of
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.models import load_tokenizer
-from qwen_task_heads.modelscope import HUGGINGFACE
 
 LOGITS = 2**27  # logits of a batch of a language model: half a GiB in fp32
 Floats = NDArray[np.float64]
@@ -162,7 +162,7 @@ class TitleLikelihood:
         unique = [*places]
         scores = np.empty(len(unique))
         with torch.inference_mode():
-            for batch in self._batches(unique):
+            for batch in batches_by_length([len(ids) for ids, _ in unique], limit=self.batch_tokens):
                 scores[batch] = self._means([unique[place] for place in batch])
         return scores[[places[row] for row in rows]]
 
@@ -188,16 +188,6 @@ class TitleLikelihood:
         start = [] if self._start is None else [self._start]
         before = self._encode(f"{prompt}\n")[-max(1, self.max_length - len(own)) :] if prompt else start
         return (*before, *own), len(before)
-
-    def _batches(self, rows: Sequence[tuple[tuple[int, ...], int]]) -> Iterator[list[int]]:
-        batch: list[int] = []
-        for place in sorted(range(len(rows)), key=lambda place: len(rows[place][0])):
-            if batch and len(rows[place][0]) * (len(batch) + 1) > self.batch_tokens:
-                yield batch
-                batch = []
-            batch.append(place)
-        if batch:
-            yield batch
 
     def _means(self, rows: Sequence[tuple[tuple[int, ...], int]]) -> Floats:
         """Return the mean log-probability of the tokens after the context, (n,)."""

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import error_at
 from qwen_task_heads.metrics.classification import (
     MULTI,
     ORDINAL,
@@ -31,9 +31,9 @@ from qwen_task_heads.metrics.classification import (
     member_numbers,
     probabilities,
 )
-from qwen_task_heads.metrics.ranking import Floats, Metric, wilson_interval
+from qwen_task_heads.metrics.ranking import Floats, Metric, sigmoid, wilson_interval
 from qwen_task_heads.metrics.ties import top_credit
-from qwen_task_heads.metrics.weighted import ECE_BINS, bootstrap, interval, log_softmax, sigmoid
+from qwen_task_heads.metrics.weighted import ECE_BINS, bootstrap, interval, log_softmax
 
 PAIRS = "pairs"  # scores (N, 2) of the chosen and the rejected title
 CALIBRATIONS = ("temperature", "none")
@@ -230,14 +230,12 @@ def _checked(problem_type: str, logits: ArrayLike, targets: Any) -> tuple[Floats
     """Return scores (N, L) and truths as `check_scores` does; the truth of pairs is the first column."""
     scores = np.asarray(logits, np.float64)
     if problem_type == REGRESSION:
-        raise TaskHeadsError(
-            Problem(
-                "calibration",
-                "found a regression",
-                "a problem type with probabilities",
-                "drop the calibration",
-                code="option-unsupported",
-            )
+        raise error_at(
+            "calibration",
+            "found a regression",
+            "a problem type with probabilities",
+            "drop the calibration",
+            code="option-unsupported",
         )
     if problem_type == PAIRS:
         return check_scores(SINGLE, scores, np.zeros(len(scores), np.int64), num_labels=2)

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.metrics.ranking import Floats, Metric, check_finite, wilson_interval
+from qwen_task_heads.errors import error_at
+from qwen_task_heads.metrics.ranking import Floats, Metric, check_finite, sigmoid, wilson_interval
 from qwen_task_heads.metrics.ties import top_shares
 from qwen_task_heads.metrics.weighted import (
     Measures,
@@ -36,7 +36,6 @@ from qwen_task_heads.metrics.weighted import (
     of_classes,
     ordinal_metrics,
     regression_metrics,
-    sigmoid,
 )
 
 SINGLE, MULTI, REGRESSION, ORDINAL = (
@@ -228,8 +227,8 @@ def check_scores(
         scores = scores[:, None]
     if scores.ndim != 2 or not len(scores) or scores.shape[1] != num_labels:
         problem = f"found logits of shape {scores.shape} for {num_labels} labels"
-        raise TaskHeadsError(
-            Problem("metrics", problem, "shape (N, labels), N ≥ 1", "check the split", code="argument-type")
+        raise error_at(
+            "metrics", problem, "shape (N, labels), N ≥ 1", "check the split", code="argument-type"
         )
     for column in scores.T:
         check_finite(column, "metrics, logits")
@@ -248,14 +247,12 @@ def check_scores(
         fits = truth.shape == scores.shape and bool(np.isfinite(truth).all())
         expected = f"{len(scores)} x {num_labels} finite numbers"
     if not fits:
-        raise TaskHeadsError(
-            Problem(
-                "metrics, targets",
-                f"found targets of shape {truth.shape} that do not fit",
-                expected,
-                "check the labels of the split",
-                code="argument-type",
-            )
+        raise error_at(
+            "metrics, targets",
+            f"found targets of shape {truth.shape} that do not fit",
+            expected,
+            "check the labels of the split",
+            code="argument-type",
         )
     return scores, truth
 
@@ -272,14 +269,12 @@ def confusion_matrix(logits: ArrayLike, targets: Any, *, num_labels: int) -> NDA
         TaskHeadsError: as for `classification_metrics`, or more than `MAX_CONFUSED` labels.
     """
     if num_labels > MAX_CONFUSED:
-        raise TaskHeadsError(
-            Problem(
-                "confusion matrix",
-                f"found {num_labels:,} labels",
-                f"up to {MAX_CONFUSED:,} labels",
-                "see errors.md for the most frequent confusions",
-                code="option-unsupported",
-            )
+        raise error_at(
+            "confusion matrix",
+            f"found {num_labels:,} labels",
+            f"up to {MAX_CONFUSED:,} labels",
+            "see errors.md for the most frequent confusions",
+            code="option-unsupported",
         )
     scores, truth = check_scores(SINGLE, logits, targets, num_labels=num_labels)
     cells = np.bincount(truth * num_labels + scores.argmax(1), minlength=num_labels**2)
@@ -289,10 +284,8 @@ def confusion_matrix(logits: ArrayLike, targets: Any, *, num_labels: int) -> NDA
 def _known(problem_type: str) -> str:
     if problem_type not in BEST_METRIC:
         names = ", ".join(BEST_METRIC)
-        raise TaskHeadsError(
-            Problem(
-                "problem_type", f"found {problem_type!r}", names, "choose one of them", code="option-value"
-            )
+        raise error_at(
+            "problem_type", f"found {problem_type!r}", names, "choose one of them", code="option-value"
         )
     return problem_type
 
@@ -313,14 +306,12 @@ def member_numbers(groups: Sequence[str] | None, count: int) -> NDArray[np.int64
     if groups is None:
         return np.arange(count)
     if len(groups) != count:
-        raise TaskHeadsError(
-            Problem(
-                "metrics",
-                f"found {count} rows and {len(groups)} groups",
-                "one group key per row",
-                "pass the group of every row",
-                code="argument-type",
-            )
+        raise error_at(
+            "metrics",
+            f"found {count} rows and {len(groups)} groups",
+            "one group key per row",
+            "pass the group of every row",
+            code="argument-type",
         )
     numbers: dict[object, int] = {}
     return np.array([numbers.setdefault(key or row, len(numbers)) for row, key in enumerate(groups)])

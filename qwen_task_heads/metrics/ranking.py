@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import error_at
 from qwen_task_heads.metrics.ties import gap_signs, merge_ties, tie_bound
 
 Floats = NDArray[np.float64]
@@ -126,7 +126,7 @@ def bootstrap_interval(
     if not 0 < level < 1 or resamples < 1:
         problem = f"found level {level!r} and {resamples!r} resamples"
         expected = "0 < level < 1 and resamples ≥ 1"
-        raise TaskHeadsError(Problem("bootstrap", problem, expected, "use .95 and 2000", code="option-range"))
+        raise error_at("bootstrap", problem, expected, "use .95 and 2000", code="option-range")
     array, keys = _values_and_groups(values, groups)
     _, member = np.unique(keys, return_inverse=True)
     sums, counts = np.bincount(member, weights=array), np.bincount(member).astype(np.float64)  # (G,)
@@ -171,7 +171,7 @@ def log_loss(chosen: ArrayLike, rejected: ArrayLike) -> Floats:
 
 def brier(chosen: ArrayLike, rejected: ArrayLike) -> Floats:
     """Compute `(1 - σ(c - r))²` per pair, (B,) float64; equal scores give .25."""
-    return (1.0 - _sigmoid(_gap(chosen, rejected))) ** 2
+    return (1.0 - sigmoid(_gap(chosen, rejected))) ** 2
 
 
 def expected_calibration_error(chosen: ArrayLike, rejected: ArrayLike, *, bins: int = 10) -> float:
@@ -182,7 +182,7 @@ def expected_calibration_error(chosen: ArrayLike, rejected: ArrayLike, *, bins: 
     Source: Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599.
     """
     gap = _gap(chosen, rejected)
-    confidence, credit = _sigmoid(np.abs(gap)), pair_credit(chosen, rejected)
+    confidence, credit = sigmoid(np.abs(gap)), pair_credit(chosen, rejected)
     bin_numbers = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
     differences = np.bincount(bin_numbers, weights=credit - confidence, minlength=bins)  # (bins,)
     return float(np.abs(differences).sum() / len(gap))
@@ -287,14 +287,8 @@ def group_metrics(
     s, keys = _values_and_groups(scores, groups)
     g, _ = _values_and_groups(gains, groups)
     if (g < 0).any():
-        raise TaskHeadsError(
-            Problem(
-                "gains",
-                f"found a minimum of {g.min():.6g}",
-                "0 or more",
-                "pass CTR or votes",
-                code="value-range",
-            )
+        raise error_at(
+            "gains", f"found a minimum of {g.min():.6g}", "0 or more", "pass CTR or votes", code="value-range"
         )
     bound = tie_bound(s)
     best: list[float] = []
@@ -315,14 +309,12 @@ def group_metrics(
         if scale > 0:
             tau.append(float((a * b).sum()) / scale)
     if not best:
-        raise TaskHeadsError(
-            Problem(
-                "groups",
-                "found no group of 2 titles",
-                "2 or more titles per group",
-                "check the keys",
-                code="rows-too-few",
-            )
+        raise error_at(
+            "groups",
+            "found no group of 2 titles",
+            "2 or more titles per group",
+            "check the keys",
+            code="rows-too-few",
         )
     by_name = {"best_pick": best, "ndcg_at_1": ndcg, "kendall_tau": tau}
     empty = Metric(None, None, None, 0, 0)
@@ -337,10 +329,8 @@ def _gap(left: ArrayLike, right: ArrayLike) -> Floats:
     a, b = np.asarray(left, np.float64), np.asarray(right, np.float64)
     if a.ndim != 1 or a.shape != b.shape or not len(a):
         problem = f"found shapes {a.shape} and {b.shape}"
-        raise TaskHeadsError(
-            Problem(
-                "pair metrics", problem, "two arrays (B,), B ≥ 1", "check the split", code="argument-type"
-            )
+        raise error_at(
+            "pair metrics", problem, "two arrays (B,), B ≥ 1", "check the split", code="argument-type"
         )
     check_finite(a, "pair metrics, left side")
     check_finite(b, "pair metrics, right side")
@@ -355,14 +345,12 @@ def check_finite(values: Floats, where: str) -> None:
     """
     invalid = np.flatnonzero(~np.isfinite(values))
     if len(invalid):
-        raise TaskHeadsError(
-            Problem(
-                where,
-                f"found {len(invalid)} values that are not finite, the first in row {invalid[0]}",
-                "finite numbers",
-                "check that row and the training loss",
-                code="number-not-finite",
-            )
+        raise error_at(
+            where,
+            f"found {len(invalid)} values that are not finite, the first in row {invalid[0]}",
+            "finite numbers",
+            "check that row and the training loss",
+            code="number-not-finite",
         )
 
 
@@ -371,20 +359,16 @@ def _values_and_groups(values: ArrayLike, groups: Any) -> tuple[Floats, NDArray[
     array = np.asarray(values, np.float64)
     if array.ndim != 1 or not len(array):
         problem = f"found values of shape {array.shape}"
-        raise TaskHeadsError(
-            Problem("metrics", problem, "shape (B,), B ≥ 1", "check the split", code="argument-type")
-        )
+        raise error_at("metrics", problem, "shape (B,), B ≥ 1", "check the split", code="argument-type")
     check_finite(array, "metrics")
     keys = np.arange(len(array)) if groups is None else np.asarray(groups)
     if keys.shape != array.shape:
-        raise TaskHeadsError(
-            Problem(
-                "metrics",
-                f"found {len(array)} values and groups of shape {keys.shape}",
-                "one group key per value",
-                "pass the group of every row",
-                code="argument-type",
-            )
+        raise error_at(
+            "metrics",
+            f"found {len(array)} values and groups of shape {keys.shape}",
+            "one group key per value",
+            "pass the group of every row",
+            code="argument-type",
         )
     return array, keys
 
@@ -395,5 +379,6 @@ def _ranks(values: Floats) -> Floats:
     return (np.cumsum(counts) - (counts + 1) / 2)[member]
 
 
-def _sigmoid(x: Floats) -> Floats:
-    return np.exp(-np.logaddexp(0.0, -x))  # no overflow at either end
+def sigmoid(x: Floats) -> Floats:
+    """Compute `1 / (1 + exp(-x))` without overflow."""
+    return np.exp(-np.logaddexp(0.0, -x))

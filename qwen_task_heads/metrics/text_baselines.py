@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_task_heads.data.examples import TextExample
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import TaskHeadsError, error_at
 from qwen_task_heads.metrics.classification import MULTI, REGRESSION, check_scores
 from qwen_task_heads.metrics.ranking import Floats
-from qwen_task_heads.metrics.title_baselines import writes_without_spaces
+from qwen_task_heads.metrics.title_baselines import tfidf_vectorizers
 
 C = 0.3  # inverse penalty of the linear models; between .1 and 1 no data set changed by more than a point
 ALWAYS = 10.0  # margin of a label that all training rows have
@@ -77,7 +77,8 @@ class TfidfBaseline:
                 vectorizer.fit(texts)
         except ValueError as error:  # scikit-learn: empty vocabulary
             raise _error(str(error), "texts with letters", "check the texts", "text-empty") from error
-        features, truth = self._features(examples), self._truth(examples)
+        features = self._features(examples)
+        truth = _truth(examples, problem_type=self.problem_type, num_labels=self.num_labels)
         if self.problem_type == MULTI:
             self._fit_labels(features, truth)
         elif self.problem_type == REGRESSION:
@@ -102,11 +103,6 @@ class TfidfBaseline:
         if self.problem_type == MULTI:
             return self._label_scores(features) - self._shift
         return _class_scores(self._models[0], features, self.num_labels)
-
-    def _truth(self, examples: Sequence[TextExample]) -> NDArray[Any]:
-        blank = np.zeros((len(examples), self.num_labels))
-        targets = [example.target for example in examples]
-        return check_scores(self.problem_type, blank, targets, num_labels=self.num_labels)[1]
 
     def _features(self, examples: Sequence[TextExample]) -> Any:
         from scipy import sparse
@@ -168,9 +164,7 @@ class TrivialBaseline:
 
     def fit(self, examples: Sequence[TextExample]) -> TrivialBaseline:
         """Count the training rows and return self."""
-        blank = np.zeros((len(examples), self.num_labels))
-        targets = [example.target for example in examples]
-        truth = check_scores(self.problem_type, blank, targets, num_labels=self.num_labels)[1]
+        truth = _truth(examples, problem_type=self.problem_type, num_labels=self.num_labels)
         if self.problem_type == REGRESSION:
             self._row = truth.mean(0)
         else:
@@ -188,18 +182,20 @@ class TrivialBaseline:
 
 def _vectorizers(examples: Sequence[TextExample], *, is_multi: bool) -> list[Any]:
     """Return vectorizers, not fitted; multi-label tasks, with one model per label, use fewer n-grams."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
     length = sum(len(example.text) + len(example.text_b) for example in examples)
-    common = {"sublinear_tf": True, "dtype": np.float64, "min_df": 2 if length >= LARGE else 1}
-    if writes_without_spaces([example.text for example in examples[:2000]]):
-        longest = 2 if is_multi or length >= LONG * len(examples) else 3
-        return [TfidfVectorizer(analyzer="char", ngram_range=(1, longest), **common)]
-    # The default pattern drops words of one character, such as "a" and "5".
-    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **common)
-    if is_multi:
-        return [words]
-    return [words, TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), **common)]
+    return tfidf_vectorizers(
+        [example.text for example in examples[:2000]],
+        longest=2 if is_multi or length >= LONG * len(examples) else 3,
+        words_only=is_multi,
+        min_df=2 if length >= LARGE else 1,
+    )
+
+
+def _truth(examples: Sequence[TextExample], *, problem_type: str, num_labels: int) -> NDArray[Any]:
+    """Return the truths of examples, as `check_scores` does."""
+    targets = [example.target for example in examples]
+    blank = np.zeros((len(examples), num_labels))
+    return check_scores(problem_type, blank, targets, num_labels=num_labels)[1]
 
 
 def _classes(features: Any, truth: NDArray[Any]) -> Any:
@@ -251,4 +247,4 @@ def _ridge(features: Any, truth: Floats) -> Any:
 
 
 def _error(problem: str, expected: str, fix: str, code: str) -> TaskHeadsError:
-    return TaskHeadsError(Problem("TF-IDF baseline", problem, expected, fix, code=code))
+    return error_at("TF-IDF baseline", problem, expected, fix, code=code)

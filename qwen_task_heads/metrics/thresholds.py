@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import error_at
 from qwen_task_heads.metrics.calibration import folds, too_few
 from qwen_task_heads.metrics.classification import MULTI, check_scores, member_numbers
-from qwen_task_heads.metrics.ranking import Floats
-from qwen_task_heads.metrics.weighted import sigmoid
+from qwen_task_heads.metrics.ranking import Floats, sigmoid
 
 SHRINK = 10  # weight of the threshold of all labels, in rows with the label
 EPSILON = 1e-7
@@ -69,14 +68,12 @@ def read_rule(text: str) -> tuple[str, float | None]:
         precision = math.nan
     if name == "precision" and 0 < precision < 1:
         return name, precision
-    raise TaskHeadsError(
-        Problem(
-            "--thresholds",
-            f"found {text!r}",
-            "f1, none, or precision: with a number between 0 and 1",
-            "choose such as precision:0.9",
-            code="option-value",
-        )
+    raise error_at(
+        "--thresholds",
+        f"found {text!r}",
+        "f1, none, or precision: with a number between 0 and 1",
+        "choose such as precision:0.9",
+        code="option-value",
     )
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.data.sequences import Example, pick
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import error_at
 
 # Scripts written without spaces: Thai, Lao, Myanmar, Khmer, Kana and Han with extensions.
 _NO_SPACES = re.compile(
@@ -102,28 +102,20 @@ class TfidfBradleyTerry:
         from scipy import sparse
 
         if len(pairs) < 2:
-            raise TaskHeadsError(
-                Problem(
-                    "TF-IDF baseline",
-                    f"found {len(pairs)} training pairs",
-                    "2 or more",
-                    "pass the training split",
-                    code="rows-too-few",
-                )
+            raise error_at(
+                "TF-IDF baseline",
+                f"found {len(pairs)} training pairs",
+                "2 or more",
+                "pass the training split",
+                code="rows-too-few",
             )
         titles = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-        vectorizers = self._build(titles)
+        vectorizers = tfidf_vectorizers(titles, longest=4, norm=None)
         try:
             features = sparse.hstack([vectorizer.fit_transform(titles) for vectorizer in vectorizers]).tocsr()
         except ValueError as error:  # scikit-learn: empty vocabulary
-            raise TaskHeadsError(
-                Problem(
-                    "TF-IDF baseline",
-                    str(error),
-                    "titles with letters",
-                    "check the titles",
-                    code="text-empty",
-                )
+            raise error_at(
+                "TF-IDF baseline", str(error), "titles with letters", "check the titles", code="text-empty"
             ) from error
         difference = features[: len(pairs)] - features[len(pairs) :]  # (B, F), chosen minus rejected
         # LogisticRegression needs both classes. The loss is symmetric: reversing every second pair equals
@@ -144,29 +136,37 @@ class TfidfBradleyTerry:
         from scipy import sparse
 
         if self._weights is None:
-            raise TaskHeadsError(
-                Problem(
-                    "TF-IDF baseline",
-                    "found a call of score before fit",
-                    "a fitted baseline",
-                    "call fit first",
-                    code="argument-type",
-                )
+            raise error_at(
+                "TF-IDF baseline",
+                "found a call of score before fit",
+                "a fitted baseline",
+                "call fit first",
+                code="argument-type",
             )
         features = sparse.hstack([vectorizer.transform(titles) for vectorizer in self._vectorizers]).tocsr()
         return np.asarray(features @ self._weights)
 
-    def _build(self, titles: Sequence[str]) -> list[Any]:
-        from sklearn.feature_extraction.text import TfidfVectorizer
 
-        common = {"sublinear_tf": True, "norm": None, "dtype": np.float64}
-        if writes_without_spaces(titles):
-            return [TfidfVectorizer(analyzer="char", ngram_range=(1, 4), **common)]
-        return [
-            # The default pattern drops words of one character, such as "a" and "5".
-            TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **common),
-            TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), **common),
-        ]
+def tfidf_vectorizers(
+    texts: Sequence[str], *, longest: int, words_only: bool = False, **options: Any
+) -> list[Any]:
+    """Return TF-IDF vectorizers, not fitted: of words and of characters, by the script of the texts.
+
+    Args:
+        texts: sample that shows the script.
+        longest: size of the n-grams of characters in a script without spaces.
+        words_only: leave out n-grams of characters in other scripts.
+        options: of both vectorizers of scikit-learn.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    common = {"sublinear_tf": True, "dtype": np.float64, **options}
+    if writes_without_spaces(texts):
+        return [TfidfVectorizer(analyzer="char", ngram_range=(1, longest), **common)]
+    # The default pattern drops words of one character, such as "a" and "5".
+    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **common)
+    parts = [] if words_only else [TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), **common)]
+    return [words, *parts]
 
 
 def writes_without_spaces(titles: Sequence[str]) -> bool:

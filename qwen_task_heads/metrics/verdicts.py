@@ -26,7 +26,7 @@ from qwen_task_heads.metrics.classification import (
     check_scores,
     member_numbers,
 )
-from qwen_task_heads.metrics.ranking import Floats, pair_credit
+from qwen_task_heads.metrics.ranking import Floats, pair_credit, sigmoid
 from qwen_task_heads.metrics.ties import top_credit
 from qwen_task_heads.metrics.weighted import (
     Weighted,
@@ -35,7 +35,6 @@ from qwen_task_heads.metrics.weighted import (
     number,
     ordinal_metrics,
     regression_metrics,
-    sigmoid,
 )
 
 ABOVE, LEVEL, BELOW = "above", "level", "below"
@@ -134,7 +133,7 @@ def give_verdict(
     metric: str,
     groups: Sequence[str] | None = None,
     count: int,
-    beside: str | None = None,
+    second: str | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any] | None:
@@ -146,7 +145,7 @@ def give_verdict(
         metric: name of the metric; a greater value is better.
         groups: key of each row's group (N,), "" for a row on its own; None for no groups.
         count: number of rows, N.
-        beside: a second baseline, whose difference is also returned if it is not the best one.
+        second: a second baseline, whose difference is also returned if it is not the best one.
         resamples, seed: of the bootstrap over groups.
 
     Returns:
@@ -169,7 +168,7 @@ def give_verdict(
         return None
     member = member_numbers(groups, count)
     best = max(known, key=lambda name: known[name])
-    names = {model, best, *([beside] if beside in known else [])}
+    names = {model, best, *([second] if second in known else [])}
     # The same seed draws the same groups for all scorers.
     draws: dict[str, NDArray[np.float64]] = {}
     for name in names:
@@ -180,8 +179,8 @@ def give_verdict(
         difference = paired_difference(draws[model], draws[name], value=values[model] - values[name])
         return {"baseline": name, "value": values[name], **difference}
 
-    second = {"beside": against(beside)} if beside in known and beside != best else {}
-    return {"metric": metric, **against(best), **second}
+    also = {"beside": against(second)} if second in known and second != best else {}
+    return {"metric": metric, **against(best), **also}
 
 
 def _only(weighted: Weighted, metric: str) -> Weighted:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_task_heads.metrics.ranking import CHUNK, Floats
+from qwen_task_heads.metrics.ranking import CHUNK, Floats, sigmoid
 from qwen_task_heads.metrics.ties import merge_ties, top_credit, top_shares
 
 ECE_BINS = 15
@@ -176,11 +176,6 @@ def interval(
 def number(value: Any) -> float | None:
     """Return a float, or None if the value is not finite."""
     return float(value) if np.isfinite(value) else None
-
-
-def sigmoid(logits: Floats) -> Floats:
-    """Compute `1 / (1 + exp(-x))` without overflow."""
-    return np.exp(-np.logaddexp(0.0, -logits))
 
 
 def log_softmax(logits: Floats) -> Floats:

@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from qwen_task_heads.backbones import EMBEDDED
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import error_at
 from qwen_task_heads.export.folders import ADAPTERS, save
 from qwen_task_heads.export.stock import export_stock
 from qwen_task_heads.generators import load_generator
+from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.models import load, load_tokenizer, merge
-from qwen_task_heads.modelscope import HUGGINGFACE
 from qwen_task_heads.pretrained import EMBEDDED_FOLDER, is_folder
 from qwen_task_heads.publishing.staging import files_of, is_publishable
-from qwen_task_heads.reports.cards import with_form
 from qwen_task_heads.tokenization.label_prompts import LABEL_PROMPT, AnswerPrompts
 from qwen_task_heads.training.publish_arguments import EXPORT_FORMATS
 from qwen_task_heads.verification.reference import (
@@ -73,11 +72,6 @@ class FinishedRun(ABC):
         """Whether the run saved a reference; else the artifacts are compared with the saved model."""
         return (self.folder / REFERENCE).is_file()
 
-    def check_base(self) -> None:
-        """Raise if the base of the adapter is a folder of this machine."""
-        if self.is_adapter and is_local(self.base):
-            raise TaskHeadsError(local_base_problem(str(self.folder), self.base))
-
     def in_form(self, form: str, made: Path) -> Path:
         """Return the folder of the run, or a folder with the model in another format and the run's record."""
         if form == SAVED:
@@ -87,9 +81,6 @@ class FinishedRun(ABC):
             if is_publishable(name, rows=True, model=False):
                 (made / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(self.folder / name, made / name)
-        card = made / "README.md"
-        if card.is_file():
-            card.write_text(with_form(card.read_text(encoding="utf-8"), form), encoding="utf-8")
         return made
 
 
@@ -100,15 +91,8 @@ class HeadRun(FinishedRun):
         super().__init__(folder)
         path = folder / "config.json"
         if not path.is_file():
-            raise TaskHeadsError(
-                Problem(
-                    str(folder),
-                    "config.json is missing",
-                    "the output folder of a finished run",
-                    "pass the output folder of the run",
-                    code="model-not-found",
-                )
-            )
+            expected, fix = "the output folder of a finished run", "pass the output folder of the run"
+            raise error_at(str(folder), "config.json is missing", expected, fix, code="model-not-found")
         self.config = json.loads(path.read_text(encoding="utf-8"))
         self.hub = self.config.get("backbone_hub") or HUGGINGFACE
 
@@ -159,15 +143,9 @@ class GenerativeRun(FinishedRun):
     def make(self, form: str, made: Path) -> None:
         """Write the model with its adapter merged."""
         if form == STOCK:
-            raise TaskHeadsError(
-                Problem(
-                    "--form",
-                    f"found {form!r} for a generative classifier, which is a class of transformers already",
-                    "saved or merged",
-                    "choose one of them",
-                    code="option-unsupported",
-                )
-            )
+            problem = f"found {form!r} for a generative classifier, which is a class of transformers already"
+            fix = "choose one of them"
+            raise error_at("--form", problem, "saved or merged", fix, code="option-unsupported")
         trained = self.reference().report["dtype"]  # the base may be stored in another dtype
         load_generator(str(self.folder), dtype=trained).save_pretrained(made)
         load_tokenizer(str(self.folder)).save_pretrained(made)
@@ -192,24 +170,24 @@ def read_run(folder: Path) -> FinishedRun:
     return GenerativeRun(folder) if (folder / LABEL_PROMPT).is_file() else HeadRun(folder)
 
 
-def is_local(base: str | None) -> bool:
-    """Return whether a base is a folder of this machine."""
-    return bool(base) and (is_folder(base) or Path(base or "").is_absolute())
+def refuse_local_base(where: str, base: str | None) -> None:
+    """Raise for an adapter whose base is a folder of this machine.
 
+    Args:
+        where: place of the message.
+        base: repo id, folder or name of a packaged model; None or "" if it is not known.
 
-def local_base_problem(where: str, base: str | None) -> Problem:
-    """Return the problem of an adapter whose base is a folder of this machine."""
-    return Problem(
+    Raises:
+        TaskHeadsError: others could not load the adapter.
+    """
+    if not base or not (is_folder(base) or Path(base).is_absolute()):
+        return
+    embedded = Path(base).resolve() == EMBEDDED_FOLDER.resolve()  # named as the user does
+    raise error_at(
         where,
-        f"the base of the adapter is {_base_name(base)}, a folder of this machine",
+        f"the base of the adapter is {EMBEDDED if embedded else Path(base).name!r}, a folder of this machine",
         "an adapter of a base that a hub has, or a full model",
         "publish it merged (recipes/publish.py --form merged, when training --publish_form merged; in Python "
         "qwen_task_heads.merge(folder).push_to_hub(repo)), or train from a repo id",
         code="base-changed",
     )
-
-
-def _base_name(base: str | None) -> str:
-    """Return the base as the user named it, quoted."""
-    embedded = base and Path(base).resolve() == EMBEDDED_FOLDER.resolve()
-    return repr(EMBEDDED if embedded else Path(base or "").name)

@@ -12,33 +12,27 @@ from collections.abc import Callable
 from dataclasses import replace as with_changes
 from pathlib import Path
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import TaskHeadsError, error_at
+from qwen_task_heads.hubs import HUGGINGFACE, hub_named
 from qwen_task_heads.models import load_tokenizer
-from qwen_task_heads.modelscope import HUGGINGFACE, MODELSCOPE
+from qwen_task_heads.publishing.cards import stage_card
 from qwen_task_heads.publishing.formats import (
     MERGED,
     SAVED,
     FinishedRun,
     HeadRun,
-    is_local,
-    local_base_problem,
     read_run,
+    refuse_local_base,
 )
-from qwen_task_heads.publishing.hub import Hub, discard
-from qwen_task_heads.publishing.huggingface import HuggingFace
-from qwen_task_heads.publishing.modelscope import ModelScope
 from qwen_task_heads.publishing.records import Published
 from qwen_task_heads.publishing.staging import check_run, stage, update_manifest
+from qwen_task_heads.publishing.upload import check_repo, check_task, discard, upload
 from qwen_task_heads.redaction import scan
-from qwen_task_heads.reports.card_facts import NOTHING_STATED, CardFacts, state_facts
-from qwen_task_heads.reports.cards import FOLDER, TRAINED, with_onnx, with_parity
-from qwen_task_heads.reports.finishing import write_json
+from qwen_task_heads.reports.card_facts import NOTHING_STATED, CardFacts
+from qwen_task_heads.reports.model_card import FOLDER, TRAINED
+from qwen_task_heads.reports.records import write_json
 from qwen_task_heads.training.publish_arguments import EXPORT_FORMATS
 from qwen_task_heads.verification.parity import Parity, verify_artifact
-
-__all__ = ["HUBS", "Hub", "Published", "check_publishable", "publish"]
-
-HUBS: dict[str, type[Hub]] = {HUGGINGFACE: HuggingFace, MODELSCOPE: ModelScope}
 
 
 def publish(
@@ -67,7 +61,7 @@ def publish(
     Args:
         folder: output folder of the run; not changed.
         repo_id: `owner/name`; created if absent.
-        hub: `huggingface` or `modelscope`.
+        hub: a name in `hubs.HUBS`, such as `huggingface` or `modelscope`.
         form: export format: `saved` (as trained, adapter or full), `merged` (the adapter merged into its
             base) or `stock` (a class of transformers, which servers open).
         private: visibility of a new repo; None for the hub's default. A public repo is refused if a private
@@ -84,7 +78,7 @@ def publish(
         facts: statements for the published card, instead of those of the run; the folder's card is not
             changed.
         token: token of the hub; None for that of the login.
-        create_pr: open a pull request with the commit; only on the Hugging Face Hub.
+        create_pr: open a pull request with the commit, if the hub has them.
         log: called with one line at the start of each phase, such as `print`.
 
     Raises:
@@ -92,47 +86,36 @@ def publish(
             difference from the trained model, a secret, or a failed call.
     """
     folder = Path(folder)
-    client = _client(hub, token=token)
+    client = hub_named(hub)(token=token)
     if form not in EXPORT_FORMATS:
-        raise TaskHeadsError(
-            Problem(
-                "--form",
-                f"found {form!r}",
-                ", ".join(EXPORT_FORMATS),
-                "choose one of them",
-                code="option-value",
-            )
+        raise error_at(
+            "--form", f"found {form!r}", ", ".join(EXPORT_FORMATS), "choose one of them", code="option-value"
         )
     run = read_run(folder)
-    notes = check_run(folder)
+    notes = check_run(folder, facts=facts)
     if verify and not run.has_reference:
         notes += (f"Every artifact was {FOLDER}.",)
     if form == MERGED and not run.is_adapter:
         form = SAVED  # the weights are full already
-    if form == SAVED:
-        run.check_base()
+    if form == SAVED and run.is_adapter:
+        refuse_local_base(str(folder), run.base)
     if (onnx or int8) and not isinstance(run, HeadRun):
-        raise TaskHeadsError(
-            Problem(
-                "--onnx",
-                "found a generative classifier",
-                "a title scorer or a classifier with a head",
-                "drop it",
-                code="option-unsupported",
-            )
+        raise error_at(
+            "--onnx",
+            "found a generative classifier",
+            "a title scorer or a classifier with a head",
+            "drop it",
+            code="option-unsupported",
         )
     if dry_run is None:
-        client.check(repo_id, private=private, revision=revision, tag=tag, again=True)
+        check_repo(client, repo_id, private=private, revision=revision, tag=tag, again=True)
     branch = revision if revision != client.branch else None  # the card names no default branch
     with tempfile.TemporaryDirectory(prefix="publish-") as root:
         log(f"Staging {folder} as {form} ...")
         made = run.in_form(form, Path(root, form))
-        staged = stage(
-            made, dry_run or Path(root, "staged"), repo_id=repo_id, hub=hub, rows=rows, revision=branch
-        )
-        state_facts(staged, facts, named=folder)
+        staged = stage(made, dry_run or Path(root, "staged"), hub=hub, rows=rows)
         if dry_run is None and not replace:
-            client.check_task(staged, repo_id=repo_id, revision=revision)
+            check_task(client, staged, repo_id=repo_id, revision=revision)
         if (onnx or int8) and isinstance(run, HeadRun):
             from qwen_task_heads.export.onnx import export_onnx
 
@@ -140,20 +123,27 @@ def publish(
             export_onnx(
                 run.full(dtype="float32"), tokenizer=load_tokenizer(str(folder)), folder=staged, int8=int8
             )
-            card = staged / "README.md"
-            if card.is_file() and not verify:  # `_verify` writes the section together with its table
-                text = with_onnx(card.read_text(encoding="utf-8"), int8=int8)
-                card.write_text(text, encoding="utf-8")
         if verify:
             kinds = run.kinds(form) + ["onnx"] * (onnx or int8) + ["onnx_int8"] * int8
             _verify(run, staged, kinds=kinds, repo_id=repo_id, log=log)
+        stage_card(
+            staged,
+            folder=folder,
+            repo_id=repo_id,
+            hub=hub,
+            form=form,
+            facts=facts,
+            rows=rows,
+            revision=branch,
+        )
         update_manifest(staged)
         if problems := scan(staged):
             raise TaskHeadsError(problems)
         if dry_run is not None:
             done = "Staged and verified" if verify else "Staged"
             return Published(repo_id=repo_id, hub=hub, notes=(f"{done} in {staged}.", *notes))
-        published = client.push(
+        published = upload(
+            client,
             staged,
             repo_id=repo_id,
             private=private,
@@ -167,32 +157,10 @@ def publish(
         return with_changes(published, notes=(*published.notes, *notes))
 
 
-def check_publishable(backbone: str, *, adapter: bool) -> None:
-    """Raise, before training, if the published model would need a base of this machine.
-
-    Args:
-        backbone: as the user named it: repo id, folder or `embedded`.
-        adapter: whether an adapter will be published without merging.
-
-    Raises:
-        TaskHeadsError: an adapter on a folder of this machine.
-    """
-    if adapter and is_local(backbone):
-        raise TaskHeadsError(local_base_problem("--push_to_hub", backbone))
-
-
-def _client(hub: str, *, token: bool | str | None = None) -> Hub:
-    if hub not in HUBS:
-        raise TaskHeadsError(
-            Problem("--hub", f"found {hub!r}", ", ".join(HUBS), "choose one of them", code="option-value")
-        )
-    return HUBS[hub](token=token)
-
-
 def _verify(
     run: FinishedRun, staged: Path, *, kinds: list[str], repo_id: str, log: Callable[[str], None]
 ) -> None:
-    """Compare every artifact with the trained model; write `parity.json` and a table on the card."""
+    """Compare every artifact with the trained model, and write `parity.json`."""
     reference = run.reference()
     parity = Parity(())
     for kind in kinds:
@@ -200,7 +168,3 @@ def _verify(
         parity += verify_artifact(staged, reference=reference, kind=kind, repo_id=repo_id, named=run.folder)
     against = TRAINED if run.has_reference else FOLDER
     write_json(staged / "parity.json", {"compared": against, **parity.as_dict()})
-    card = staged / "README.md"
-    if card.is_file():
-        text = with_parity(card.read_text(encoding="utf-8"), parity.card_rows(), against=against)
-        card.write_text(text, encoding="utf-8")

@@ -12,23 +12,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_api
 from transformers.utils import logging
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import TaskHeadsError, error_at
 from qwen_task_heads.hubcode.folder_task_heads import REFERENCE
-from qwen_task_heads.modelscope import HUGGINGFACE, MODELSCOPE
-from qwen_task_heads.publishing.formats import is_local, local_base_problem
-from qwen_task_heads.publishing.publish import HUBS, publish
+from qwen_task_heads.hubs import HUBS, HUGGINGFACE, Hub
+from qwen_task_heads.publishing.formats import refuse_local_base
+from qwen_task_heads.publishing.publish import publish
+from qwen_task_heads.publishing.upload import check_repo, check_task, full_name
 from qwen_task_heads.reports.records import keep_reference
 from qwen_task_heads.verification.reference import take_reference
 
 logger = logging.get_logger(__name__)
 
 
-def hub_of_process() -> str:
+def hub_of_process() -> type[Hub]:
     """Return the hub that huggingface_hub's functions reach: ModelScope inside its `patch_hub`."""
-    return MODELSCOPE if "_create_commit_origin" in vars(hf_api) else HUGGINGFACE
+    return next((hub for hub in HUBS.values() if hub.is_patched()), HUBS[HUGGINGFACE])
 
 
 def check_push(model: Any, *, repo_id: str, token: bool | str | None, private: bool | None) -> str:
@@ -46,25 +46,23 @@ def check_push(model: Any, *, repo_id: str, token: bool | str | None, private: b
     """
     from peft import PeftModel
 
-    client = HUBS[hub_of_process()](token=token)
-    repo_id = client.full_name(repo_id)
-    client.check(repo_id, private=private)
+    hub = hub_of_process()(token=token)
+    repo_id = full_name(hub, repo_id)
+    check_repo(hub, repo_id, private=private)
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     if inner is not model and not inner.on_plain_base:
-        raise TaskHeadsError(
-            Problem(
-                "push_to_hub",
-                "found an adapter on a model that is trained already",
-                "an adapter on a plain backbone",
-                "train in full, or start from the backbone",
-                code="option-unsupported",
-            )
+        raise error_at(
+            "push_to_hub",
+            "found an adapter on a model that is trained already",
+            "an adapter on a plain backbone",
+            "train in full, or start from the backbone",
+            code="option-unsupported",
         )
-    if inner is not model and is_local(inner.config.backbone_name_or_path):
-        raise TaskHeadsError(local_base_problem("push_to_hub", inner.config.backbone_name_or_path))
+    if inner is not model:
+        refuse_local_base("push_to_hub", inner.config.backbone_name_or_path)
     with tempfile.TemporaryDirectory(prefix="check-") as folder:
         inner.config.save_pretrained(folder)
-        client.check_task(folder, repo_id=repo_id)
+        check_task(hub, folder, repo_id=repo_id)
     return repo_id
 
 
@@ -99,8 +97,8 @@ def push_folder(
     Raises:
         TaskHeadsError: see `publish`; nothing was uploaded.
     """
-    hub = hub_of_process()
-    repo_id = HUBS[hub](token=token).full_name(repo_id)
+    hub = hub_of_process()(token=token)
+    repo_id = full_name(hub, repo_id)
     if trained is not None:
         template = trained.config.to_dict().get("template") or {}
         paired: dict[str, Any] = {"text_pairs": []} if "between" in template else {}
@@ -112,7 +110,7 @@ def push_folder(
         published = publish(
             folder,
             repo_id=repo_id,
-            hub=hub,
+            hub=hub.name,
             private=private,
             token=token,
             revision=revision,
@@ -134,11 +132,7 @@ def push_folder(
         )
     visibility = "private" if published.private else "public"
     logger.warning(f"{published.url} ({visibility}): pushed, {done}.")
-    if hub == MODELSCOPE:  # huggingface_hub's CommitInfo rejects the URL of another hub
-        from modelscope.utils.repo_utils import CommitInfo as Commit
-    else:
-        from huggingface_hub import CommitInfo as Commit
-    return Commit(
+    return hub.commit_info(
         commit_url=str(published.url),
         commit_message=message,
         commit_description=commit_description or "",

@@ -1,9 +1,8 @@
-"""State of a repo on a hub, and the result of a publish."""
+"""Result of a publish."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,21 +34,3 @@ class Published:
         action = "Nothing to publish, the repo has the same files:" if self.unchanged else "Published:"
         visibility = "private" if self.private else "public"
         return [f"{action} {self.url} ({visibility}, commit {self.commit})", *self.notes]
-
-
-@dataclass(frozen=True, kw_only=True)
-class State:
-    """State of a repo on a hub.
-
-    Args:
-        private: whether the repo is private.
-        head: commit of the branch, or the commit that a new branch starts at.
-        branches, tags: name -> commit.
-        files: path -> the hub's digest of the file at `head`.
-    """
-
-    private: bool
-    head: str | None = None
-    branches: Mapping[str, str] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)
-    files: Mapping[str, str] = field(default_factory=dict)

@@ -14,7 +14,6 @@ differ on another processor.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Collection
 from fnmatch import fnmatchcase
@@ -24,12 +23,13 @@ from typing import Any
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.files import MANIFEST
 from qwen_task_heads.hubcode import CODE as OWN_CODE
-from qwen_task_heads.hubcode.card_task_heads import name_card
-from qwen_task_heads.hubcode.folder_task_heads import CARD, REFERENCE, ROWS, TERMS
-from qwen_task_heads.hubcode.hashes_task_heads import DRAFT, matches_any, read_manifest, sha256
+from qwen_task_heads.hubcode.folder_task_heads import REFERENCE, ROWS, TERMS
+from qwen_task_heads.hubcode.hashes_task_heads import CARD, DRAFT, matches_any, read_manifest, sha256
 from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, move_adapter
-from qwen_task_heads.modelscope import MODELSCOPE
-from qwen_task_heads.reports.finishing import EVAL_RESULTS, write_json
+from qwen_task_heads.hubs import hub_named
+from qwen_task_heads.reports.card_facts import NOTHING_STATED, CardFacts
+from qwen_task_heads.reports.eval_results import EVAL_RESULTS
+from qwen_task_heads.reports.records import write_json
 from qwen_task_heads.tokenization.label_prompts import LABEL_PROMPT
 
 CODE = ("*_task_heads.py", "handler.py")
@@ -82,21 +82,6 @@ RESTORE = (
     "put back what the run wrote, or train again; to publish without metrics, pass "
     "save(load(folder, verify=False), ...) to a new folder"
 )
-# ModelScope's library reads the kind of a model here.
-CONFIGURATION = {"framework": "pytorch", "task": "text-classification"}
-# Inside the context, an adapter finds its base on ModelScope. Pipelines of a repo need a snapshot folder.
-FROM_MODELSCOPE = """
-From ModelScope (`pip install modelscope`), the same calls on a snapshot, inside its context:
-
-```python
-from modelscope import snapshot_download
-from modelscope.utils.hf_util.patcher import patch_context
-
-with patch_context():
-    folder = snapshot_download("%s"%s)
-    ...  # the lines below, with `folder` in place of the name
-```
-"""
 
 
 def is_publishable(name: str, *, rows: bool = False, model: bool = True) -> bool:
@@ -133,21 +118,26 @@ def is_stale(name: str, *, earlier: Collection[str]) -> bool:
     return name in earlier and is_publishable(name, rows=True) and not matches_any(name, TERMS)
 
 
-def check_run(folder: str | Path) -> tuple[str, ...]:
+def check_run(folder: str | Path, *, facts: CardFacts = NOTHING_STATED) -> tuple[str, ...]:
     """Compare a folder with the manifest of its run, so that model, labels and metrics belong together.
 
     The card may be edited by hand. A folder saved without the record of a run is not checked.
 
     Args:
         folder: output folder of a finished run, or of `save`.
+        facts: that its card should state.
 
     Returns:
         Messages for the user: the card was edited, or the folder has no record of a run.
 
     Raises:
-        TaskHeadsError: every changed or missing file, or a missing manifest.
+        TaskHeadsError: every changed or missing file, a missing manifest, or no card for the facts.
     """
     folder = Path(folder)
+    if (stated := facts.stated()) and not (folder / CARD).is_file():
+        problem, expected = f"the card that should state {', '.join(stated)} is missing", "a README.md"
+        fix = "write one, with the facts in it, and do not state them"
+        raise TaskHeadsError(Problem(str(folder / CARD), problem, expected, fix, code="path-not-found"))
     names, notes = files_of(folder), []
     if MANIFEST not in names or read_manifest(folder).get(DRAFT):  # none, or that of `save`
         problems = [
@@ -185,7 +175,10 @@ def check_run(folder: str | Path) -> tuple[str, ...]:
         if not matters or (exists and sha256(folder / name) == digest):
             continue
         if name == CARD and exists:
-            notes.append(f"{name} was edited after the run, and is published as it is.")
+            notes.append(
+                f"{name} was edited after the run: its text is published as it is, only the metadata and the "
+                "name of the repo are updated."
+            )
             continue
         problem = "the file changed after the run" if exists else "the file is missing"
         problems.append(
@@ -206,23 +199,20 @@ def stage(
     folder: str | Path,
     destination: str | Path,
     *,
-    repo_id: str,
     hub: str,
     rows: bool = False,
-    revision: str | None = None,
 ) -> Path:
-    """Copy the files of a finished run that are published, and adapt them to the repo.
+    """Copy the files of a finished run that are published, and adapt them to the hub.
 
-    The card names the repo, and the manifest lists the staged files with their SHA-256. An adapter in the
-    layout of version 0.1 is moved to its subfolder; `hubcode.saving_task_heads` has the reason.
+    The card is copied as it is; `publishing.cards` writes that of the repo. The manifest lists the staged
+    files with their SHA-256. An adapter in the layout of version 0.1 is moved to its subfolder;
+    `hubcode.saving_task_heads` has the reason.
 
     Args:
         folder: output folder of a finished run; not changed.
         destination: folder to stage in; must be absent or empty.
-        repo_id: `owner/name` of the repo.
-        hub: `huggingface` or `modelscope`; the latter needs a `configuration.json`.
+        hub: a name in `hubs.HUBS`; the hub adds its own files.
         rows: publish `predictions.jsonl` and `errors.md` too.
-        revision: the branch, if it is not the default branch of the hub; the code on the card names it.
 
     Returns:
         The destination.
@@ -275,14 +265,8 @@ def stage(
         shutil.copyfile(own, destination / name)
     if {"config.json", ADAPTER_CONFIG} <= set(chosen):  # an adapter of a head, in the layout of 0.1
         move_adapter(destination)
-    if "README.md" in chosen:
-        card = (destination / "README.md").read_text(encoding="utf-8")
-        (destination / "README.md").write_text(
-            card_of_repo(card, repo_id, hub, rows=rows, revision=revision), encoding="utf-8"
-        )
-    if hub == MODELSCOPE:
-        task = {"task": "text-generation"} if "label_prompt.json" in chosen else {}
-        write_json(destination / "configuration.json", CONFIGURATION | task)
+    for name, content in hub_named(hub).extra_files(generates="label_prompt.json" in chosen).items():
+        write_json(destination / name, content)
     return update_manifest(destination)
 
 
@@ -346,21 +330,3 @@ def _object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def card_of_repo(
-    card: str, repo_id: str, hub: str, *, rows: bool = False, revision: str | None = None
-) -> str:
-    """Return the card of a run adapted to a repo; for the arguments see `stage`."""
-    pinned = f", revision={json.dumps(revision)}" if revision else ""
-    card = name_card(card, repo_id, revision=revision)
-    if not rows:  # remove links to files that are not published
-        card = re.sub(r"^.*(?:\]\(errors\.md\)|`errors\.md`).*\n\n?", "", card, flags=re.MULTILINE)
-    if hub == MODELSCOPE:
-        card = re.sub(
-            r"^## How to load.*\n",
-            lambda m: m[0] + FROM_MODELSCOPE % (repo_id, pinned),
-            card,
-            flags=re.MULTILINE,
-        )
-    return card

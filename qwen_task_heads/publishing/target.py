@@ -15,7 +15,7 @@ from typing import Any
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import PROBLEM_TYPES
-from qwen_task_heads.modelscope import HUGGINGFACE
+from qwen_task_heads.hubs import HUGGINGFACE, hub_named
 from qwen_task_heads.reports.finishing import python_command
 from qwen_task_heads.training.arguments import HeadArguments
 
@@ -26,7 +26,7 @@ class PublishTarget:
 
     Args:
         repo_id: `owner/name`.
-        hub: `huggingface` or `modelscope`.
+        hub: a name in `hubs.HUBS`.
         form: export format: `saved`, `merged` or `stock`.
         private: whether a new repo is private.
         revision: branch; None for the default branch of the hub.
@@ -92,47 +92,25 @@ def _stock_problems(task: Any) -> list[Problem]:
 
     A saved model that is trained further may still have such a head: `export_stock` checks that.
     """
+    code = "option-unsupported"
     if not isinstance(task, HeadArguments):
-        return [
-            Problem(
-                "--publish_form",
-                "found 'stock' for a generative classifier, which is a class of transformers already",
-                "saved, merged",
-                "drop it",
-                code="option-unsupported",
-            )
-        ]
+        problem = "found 'stock' for a generative classifier, which is a class of transformers already"
+        return [Problem("--publish_form", problem, "saved, merged", "drop it", code=code)]
     options = vars(task)  # a recipe has a subset of these options
     problems = []
     for name, supported in _STOCK_VALUES.items():
         given = options.get(name)
-        values = given if isinstance(given, list) else [given]
-        problems += [
-            Problem(
-                f"--{name}",
-                f"found {value!r}",
-                f"{_joined(supported)} in a stock class",
-                "give --publish_form saved, or choose one of them",
-                code="option-unsupported",
-            )
-            for value in values
-            if value is not None and value not in supported
-        ]
-    if len(options.get("head_layers") or []) > 1:
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and value not in supported:
+                expected = f"{', '.join(str(one).lower() for one in supported)} in a stock class"
+                fix = "give --publish_form saved, or choose one of them"
+                problems.append(Problem(f"--{name}", f"found {value!r}", expected, fix, code=code))
+    if len(layers := options.get("head_layers") or []) > 1:
+        fix = "give --publish_form saved, or drop it"
         problems.append(
-            Problem(
-                "--head_layers",
-                f"found {options['head_layers']}",
-                "one layer in a stock class",
-                "give --publish_form saved, or drop it",
-                code="option-unsupported",
-            )
+            Problem("--head_layers", f"found {layers}", "one layer in a stock class", fix, code=code)
         )
     return problems
-
-
-def _joined(values: tuple[Any, ...]) -> str:
-    return ", ".join(str(value).lower() for value in values)
 
 
 def publish_target_of(task: Any, training: Any, model: Any) -> PublishTarget | None:
@@ -149,8 +127,8 @@ def publish_target_of(task: Any, training: Any, model: Any) -> PublishTarget | N
         TaskHeadsError: a repo without write permission or of another visibility, an adapter on a local base,
             or a model that the export format does not support.
     """
-    from qwen_task_heads.publishing.formats import STOCK
-    from qwen_task_heads.publishing.publish import HUBS, check_publishable
+    from qwen_task_heads.publishing.formats import STOCK, refuse_local_base
+    from qwen_task_heads.publishing.upload import check_repo
 
     if not training.push_to_hub:
         return None
@@ -169,7 +147,8 @@ def publish_target_of(task: Any, training: Any, model: Any) -> PublishTarget | N
             raise TaskHeadsError(problems)
         options = vars(task)  # a recipe has a subset of these options
         is_adapter = model.use_peft or options.get("freeze_backbone") or options.get("save_as") == "adapter"
-        check_publishable(model.model_name_or_path, adapter=bool(is_adapter) and target.form == "saved")
-        hub = HUBS[target.hub]()
-        hub.check(target.repo_id, private=target.private, revision=target.revision, tag=target.tag)
+        if is_adapter and target.form == "saved":
+            refuse_local_base("--push_to_hub", model.model_name_or_path)
+        hub = hub_named(target.hub)()
+        check_repo(hub, target.repo_id, private=target.private, revision=target.revision, tag=target.tag)
     return target

@@ -37,7 +37,7 @@ from qwen_task_heads.metrics.classification import (
 )
 from qwen_task_heads.metrics.ranking import Floats
 from qwen_task_heads.metrics.thresholds import fit_thresholds
-from qwen_task_heads.reports.finishing import RunRecord
+from qwen_task_heads.reports.finishing import FinishedTraining
 
 COMPARED = ("macro_f1", "micro_f1")  # at .5 and at the thresholds
 OFF = "none was requested"
@@ -47,7 +47,7 @@ def calibrate_texts(
     model: Any,
     logits: Callable[[Sequence[TextExample]], Any],
     *,
-    run: RunRecord,
+    run: FinishedTraining,
     sets: TextSets,
     messages: list[str],
 ) -> Floats | None:
@@ -116,7 +116,7 @@ def calibrate_titles(
     model: Any,
     scores: Callable[[], tuple[Floats, Floats]],
     *,
-    run: RunRecord,
+    run: FinishedTraining,
     groups: Sequence[str],
     messages: list[str],
 ) -> tuple[Floats, Floats] | None:

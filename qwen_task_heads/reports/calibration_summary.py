@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwen_task_heads.reports.markdown import escape, format_interval, format_value, metric_name
+from qwen_task_heads.reports.records import RunRecord
 
 SIDES = ("before", "after")
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2)  # of wrong answers
@@ -35,32 +36,26 @@ def calibration_line(record: Mapping[str, Any], reported: str) -> str:
     return line
 
 
-def calibration_fields(metrics: Mapping[str, Any], reported: str, config: Any) -> dict[str, Any] | None:
-    """Return the fields of the card's section on calibration; None without a record.
-
-    Args:
-        metrics: content of `metrics.json`.
-        reported: split that the card reports.
-        config: of the model, with its thresholds.
-    """
-    record = metrics.get("calibration")
-    if not record:
+def calibration_fields(record: RunRecord) -> dict[str, Any] | None:
+    """Return the fields of the card's section on calibration; None if the model was not calibrated."""
+    calibration = record.metrics.get("calibration")
+    if not calibration:
         return None
-    thresholds, fitted = config.__dict__.get("label_thresholds"), record.get("thresholds", {})
-    changed = record["temperature"] != 1 or thresholds is not None
+    fitted = calibration.get("thresholds", {})
+    has_thresholds = bool(fitted) and "reason" not in fitted
     rows = [
         [metric_name(name), *(format_interval(entry[side]) for side in SIDES)]
-        for name, entry in record["metrics"][reported].items()
+        for name, entry in calibration["metrics"][record.reported].items()
     ]
-    curve = [] if fitted else record.get("risk_coverage", [])
+    curve = [] if fitted else calibration.get("risk_coverage", [])
     return {
-        "temperature": _temperature_text(record),
-        "rows": rows if changed else [],
-        "thresholds": thresholds is not None,
+        "temperature": _temperature_text(calibration),
+        "rows": rows if calibration["temperature"] != 1 or has_thresholds else [],
+        "thresholds": has_thresholds,
         "threshold_rule": escape(fitted.get("rule", "")),
         "threshold_reason": escape(fitted.get("reason", "")),
         "never_predicted": ", ".join(map(escape, fitted.get("never_predicted", []))),
-        "rates": _rates(curve) if config.model_type != "title_scorer" else [],
+        "rates": [] if record.is_title_scorer else _rates(curve),
     }
 
 

@@ -1,21 +1,16 @@
-"""Lines that all cards share: comparison with baselines, selected checkpoint, settings in effect.
+"""Sentences of cards and printed summaries: comparison with baselines, selection on dev, settings in effect.
 
-Metrics come from the dictionary of `metrics.json`. The selected step comes from the log of the trainer. It is
-stated if the logged metric of that step equals the dev metric of the finished model; else it is omitted.
+Metrics come from the dictionary of `metrics.json`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from qwen_task_heads.reports.finishing import MODEL
-from qwen_task_heads.reports.markdown import escape, format_value, metric_name
+from qwen_task_heads.reports.markdown import code, escape, format_value, metric_name
+from qwen_task_heads.reports.records import MODEL, RunRecord
 
-if TYPE_CHECKING:
-    from qwen_task_heads.reports.finishing import RunRecord
-
-TOLERANCE = 0.005  # the log has the precision of the training, `metrics.json` fp32
 SWEPT = ("layers", "poolings", "heads", "losses", "penalties", "seeds", "tolerance", "task")
 OPTIMIZER = (
     "learning_rate",
@@ -49,7 +44,6 @@ WITHOUT_EFFECT: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     # A linear head is solved; these settings apply to an MLP.
     **dict.fromkeys(OPTIMIZER, lambda settings: "penalty" in settings),
 }
-
 
 COMPARISONS = {"above": "above it", "level": "level with it", "below": "below it"}
 
@@ -126,47 +120,56 @@ def signed(value: float) -> str:
     return f"{round(value, 3) + 0.0:+.3f}"
 
 
-def picked_line(run: RunRecord, metrics: Mapping[str, Any], *, main: str) -> str:
-    """Return step and dev metric of the selected checkpoint, to follow "on the dev set"; "" if unknown.
+def picked_what(settings: Mapping[str, Any]) -> str:
+    """Return the noun for the selection on dev: the head of a sweep, or a checkpoint."""
+    return "head" if "penalties" in settings else "checkpoint"
 
-    Args:
-        run: its log has the metric of each evaluation on dev.
-        metrics: content of `metrics.json`.
-        main: metric that selects checkpoints by default.
-    """
-    key = str(run.settings.get("metric_for_best_model") or "")
-    key = key if key.startswith("eval_") else f"eval_{key}"
-    if key.removeprefix("eval_") not in (main, main.removeprefix("pair_")) or MODEL not in metrics.get(
-        "dev", ()
-    ):
+
+def picked_line(record: RunRecord) -> str:
+    """Return step and dev metric of the selection, to follow "on the dev set"; "" if unknown."""
+    if not record.selected:
         return ""
-    evaluations = [entry for entry in run.log_history if entry.get(key) is not None]
-    value = metrics["dev"][MODEL][main]["value"]
-    if not evaluations or value is None:
-        return ""
-    best = max(evaluations, key=lambda entry: float(entry[key]))  # the first of equals, as the trainer does
-    if abs(float(best[key]) - value) > TOLERANCE:
-        return ""
-    selected = f"penalty {best['penalty']:g}" if "penalty" in best else f"step {best['step']:,}"
-    return f"{selected}, with {metric_name(main)} {format_value(value)} there"
+    [(what, value)] = record.selected.items()
+    selected = f"step {value:,}" if what == "step" else f"{what} {value:g}"
+    metric = record.metrics["dev"][MODEL][record.main_metric]["value"]
+    return f"{selected}, with {metric_name(record.main_metric)} {format_value(metric)} there"
 
 
-def settings_in_effect(
-    settings: Mapping[str, str], run: RunRecord, *, cut: Collection[str]
-) -> dict[str, str]:
-    """Return the rows of the table of settings that had an effect on the run.
+def reported_on(record: RunRecord) -> str:
+    """Return a sentence on the split of the metrics, and whether the training saw it."""
+    if record.reported == "test" and record.test_seen:
+        rows = "one row of which is" if record.test_seen == 1 else f"{record.test_seen:,} rows of which are"
+        return f"On the test set, {rows} also in train: the metrics are optimistic."
+    if record.reported == "test":
+        return "On the test set, which was used neither for training nor for model selection."
+    if record.picked:
+        picked = picked_what(record.settings)
+        return f"On the dev set, which also selected the {picked}: expect lower values on new data."
+    return "On the dev set, which was not used for model selection: the weights are the last of the run."
 
-    Args:
-        settings: rows of the table, escaped.
-        run: its settings, not escaped.
-        cut: splits that were cut from the training data, by `dev_fraction` and `test_fraction`.
-    """
-    omitted = {
-        escape(name)
-        for name, applies in WITHOUT_EFFECT.items()
-        if name in run.settings and applies(run.settings)
-    }
-    if not run.picked:
+
+def time_line(train: Mapping[str, Any]) -> str:
+    """Return a sentence on time, device and processes; `train` is an entry of `metrics.json`."""
+    count = train["processes"]
+    processes = "one process" if count == 1 else f"{count} processes"
+    since = ", counted from the checkpoint from which the run resumed" if train["resumed"] else ""
+    return f"Training took {train['seconds']:,.1f} s on {escape(train['device'])}, {processes}{since}."
+
+
+def loss_line(record: RunRecord, losses: Mapping[str, Any]) -> str:
+    """Return formula and source of the run's loss, by default the first; "" for an unknown one."""
+    loss = losses.get(str(record.settings.get("loss") or next(iter(losses))))
+    return f"Loss: {code(loss.formula)} ({escape(loss.source)})." if loss else ""
+
+
+def settings_in_effect(record: RunRecord) -> dict[str, Any]:
+    """Return the settings that had an effect on the run."""
+    settings, omitted = record.settings, set()
+    if not record.picked:
         omitted.add("metric_for_best_model")
-    omitted |= {escape(f"{split}_fraction") for split in ("dev", "test") if split not in cut}
-    return {name: value for name, value in settings.items() if name not in omitted}
+    omitted |= {f"{split}_fraction" for split in ("dev", "test") if split not in record.cut}
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in omitted and not (name in WITHOUT_EFFECT and WITHOUT_EFFECT[name](settings))
+    }

@@ -230,15 +230,9 @@ def _between(pairs: Sequence[Mapping[str, Any]], a: Measured, b: Measured, metri
             entry = pair[metric]
             low, high = (None, None) if entry["low"] is None else (-entry["high"], -entry["low"])
             return {**entry, "difference": -entry["difference"], "low": low, "high": high}
-    raise TaskHeadsError(
-        Problem(
-            "comparison",
-            f"found no pair of {a.name} and {b.name}",
-            "all pairs",
-            "pass the result of compare()",
-            code="argument-type",
-        )
-    )
+    problem, expected = f"found no pair of {a.name} and {b.name}", "all pairs"
+    fix = "pass the result of compare()"
+    raise TaskHeadsError(Problem("comparison", problem, expected, fix, code="argument-type"))
 
 
 def _gap(entry: Mapping[str, Any]) -> str:

@@ -23,22 +23,24 @@ from qwen_task_heads.data.few_shot import Shots
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.lookups import look_up_texts
 from qwen_task_heads.data.text_datasets import TextSets, hash_texts
+from qwen_task_heads.data.title_datasets import TitleSets, hash_pairs
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.inference.engine_options import EMBEDDINGS, FEW_SHOT, EngineSpec, PromptOptions
 from qwen_task_heads.inference.engines import open_engine, training_cost
+from qwen_task_heads.inference.title_engines import open_title_engine
 from qwen_task_heads.metrics.classification import SINGLE
 from qwen_task_heads.metrics.lookup_baseline import LOOKUP, LookupBaseline
 from qwen_task_heads.metrics.ranking import Floats
 from qwen_task_heads.metrics.text_baselines import TfidfBaseline, TrivialBaseline
 from qwen_task_heads.metrics.title_baselines import baseline_rows
 from qwen_task_heads.reports.comparison import ALONE, BASELINE, Measured, measure
-from qwen_task_heads.reports.finishing import SMALL
+from qwen_task_heads.reports.finishing import SMALL, device_name
 
 
 def measure_engines(
     specs: Sequence[EngineSpec],
-    sets: TextSets,
-    examples: Sequence[TextExample],
+    sets: TextSets | TitleSets,
+    examples: Sequence[Any],
     *,
     asking: PromptOptions,
     alone: int = ALONE,
@@ -47,7 +49,7 @@ def measure_engines(
     """Load and `measure` one engine after the other; a failure does not stop the others.
 
     Args:
-        specs, sets: engines to load, and the data with its labels.
+        specs, sets: engines to load, and the data: labelled texts, or pairs of titles.
         examples: rows that are measured.
         asking: options of prompted engines.
         alone: see `measure`.
@@ -56,56 +58,59 @@ def measure_engines(
     Returns:
         Measured engines; messages; names of the engines that failed, whose errors are printed to stderr.
     """
-
-    def measured_one(spec: EngineSpec) -> tuple[Measured, list[str]]:
-        extra = choosing if spec.kind == FEW_SHOT else 0.0
-        return _measure_engine(spec, sets, examples, asking=asking, alone=alone, choosing=extra)
-
-    return measure_each(specs, measured_one)
-
-
-def measure_each(
-    specs: Sequence[EngineSpec], measure_one: Callable[[EngineSpec], tuple[Measured, list[str]]]
-) -> tuple[list[Measured], list[str], list[str]]:
-    """Call `measure_one` for each engine; return as `measure_engines`."""
     measured: list[Measured] = []
     messages: list[str] = []
     failed: list[str] = []
     for spec in specs:
+        extra = choosing if spec.kind == FEW_SHOT else 0.0
         try:
-            engine, new_messages = measure_one(spec)
+            engine, new = _measure_engine(spec, sets, examples, asking=asking, alone=alone, choosing=extra)
         except Exception as error:  # noqa: BLE001 (printed here, with a traceback if it is unexpected)
-            new_messages = [f"{spec.name} was not measured: {' '.join(str(error).split())}"]
+            new = [f"{spec.name} was not measured: {' '.join(str(error).split())}"]
             if not isinstance(error, TaskHeadsError):
                 traceback.print_exception(error)
-            print(f"error: {new_messages[0]}", file=sys.stderr, flush=True)
+            print(f"error: {new[0]}", file=sys.stderr, flush=True)
             traceback.clear_frames(error.__traceback__)  # releases the memory of a model that did not fit
             failed.append(spec.name)
         else:
             measured.append(engine)
-        messages += new_messages
+        messages += new
     return measured, messages, failed
 
 
 def _measure_engine(
-    spec: EngineSpec, sets: TextSets, examples: Sequence[TextExample], *, asking: PromptOptions, **times: Any
+    spec: EngineSpec,
+    sets: TextSets | TitleSets,
+    examples: Sequence[Any],
+    *,
+    asking: PromptOptions,
+    **times: Any,
 ) -> tuple[Measured, list[str]]:
     """Load and measure an engine; return it with messages."""
     messages = [SMALL] if spec.source == EMBEDDED else []
+    train: Sequence[Any] = ()
+    cost: dict[str, Any] | None = None
+    begin = time.monotonic()
     if spec.kind == EMBEDDINGS:
-        begin, train = time.monotonic(), baseline_rows(sets.train, messages, what=spec.name)
-        engine = open_engine(spec, sets.labels, asking=asking, train=train)
-        cost: dict[str, Any] | None = fitted_cost(len(train), begin, engine.device)
+        train = baseline_rows(sets.train, messages, what=spec.name)
+    engine: Any
+    if isinstance(sets, TitleSets):
+        labels, engine = None, open_title_engine(spec, train, asking=asking)
+        scores = engine.scores
     else:
-        engine, cost = open_engine(spec, sets.labels, asking=asking), training_cost(spec, hub=asking.hub)
-    facts: dict[str, Any] = {"name": spec.name, "kind": spec.kind, "training": cost}
-    if spec.kind != EMBEDDINGS and cost and not trained_on(cost, sets):
+        labels, engine = sets.labels, open_engine(spec, sets.labels, asking=asking, train=train)
+        scores = engine.log_scores
+    if spec.kind == EMBEDDINGS:
+        cost = fitted_cost(len(train), begin, engine.device)
+    elif (cost := training_cost(spec, hub=asking.hub)) and not trained_on(cost, sets):
+        noun = "pairs" if labels is None else "rows"
         messages.append(
-            f"{spec.name} was trained on other rows ({cost['rows']:,}) than the given ones; they may include "
-            "rows that it is measured on"
+            f"{spec.name} was trained on other {noun} ({cost['rows']:,}) than the given ones; they may "
+            f"include {noun} that it is measured on"
         )
+    facts: dict[str, Any] = {"name": spec.name, "kind": spec.kind, "training": cost}
     facts |= {"device": device_name(engine.device), "notes": engine.notes(examples)}
-    return measure(engine.log_scores, examples, labels=sets.labels, **facts, **times), messages
+    return measure(scores, examples, labels=labels, **facts, **times), messages
 
 
 def fitted_cost(rows: int, begin: float, device: torch.device) -> dict[str, Any]:
@@ -113,8 +118,10 @@ def fitted_cost(rows: int, begin: float, device: torch.device) -> dict[str, Any]
     return {"rows": rows, "seconds": round(time.monotonic() - begin, 1), "device": device_name(device)}
 
 
-def trained_on(cost: Mapping[str, Any], sets: TextSets) -> bool:
+def trained_on(cost: Mapping[str, Any], sets: TextSets | TitleSets) -> bool:
     """Return whether a model was trained on these rows, in any order of the labels; True if unknown."""
+    if isinstance(sets, TitleSets):
+        return bool(cost["sha256"] == hash_pairs(sets.train))
     names = cost.get("labels")
     if not isinstance(names, list) or {*names} != {*sets.labels.names}:
         return True
@@ -209,18 +216,3 @@ def neighbour_scores(shots: Sequence[Shots], labels: LabelMap) -> Floats:
         for label, rank in ranks.items():
             scores[row, label] += rank / (len(examples) + 1)
     return scores
-
-
-def device_name(device: torch.device) -> str:
-    """Return the name of a device, with the number of threads of a CPU.
-
-    Example:
-        >>> import torch
-        >>> device_name(torch.device("cpu")).startswith("CPU (")
-        True
-    """
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    kind = "CPU" if device.type == "cpu" else device.type.upper()
-    return f"{kind} ({threads} thread{'' if threads == 1 else 's'})" if kind == "CPU" else kind

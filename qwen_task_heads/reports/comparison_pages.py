@@ -20,15 +20,15 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.inference.engine_options import TEXTS, TITLES
 from qwen_task_heads.inference.predictions import DIGITS
 from qwen_task_heads.metrics.classification import SINGLE, probabilities
-from qwen_task_heads.metrics.ranking import pair_credit
-from qwen_task_heads.metrics.weighted import ECE_BINS, sigmoid
+from qwen_task_heads.metrics.ranking import pair_credit, sigmoid
+from qwen_task_heads.metrics.weighted import ECE_BINS
 from qwen_task_heads.reports.card_lines import verdict_lines
 from qwen_task_heads.reports.comparison import BASELINE, COMPARED, METRICS, Measured, compare
 from qwen_task_heads.reports.comparison_advice import advise, chosen_of, verdicts
 from qwen_task_heads.reports.comparison_plots import Point, engines_plot
 from qwen_task_heads.reports.early_exits import aligned
-from qwen_task_heads.reports.finishing import write_json
 from qwen_task_heads.reports.markdown import escape, format_interval, format_value, metric_name
+from qwen_task_heads.reports.records import write_json
 from qwen_task_heads.reports.run_manifest import versions
 
 JSON, PAGE, ANSWERS, PLOT = "comparison.json", "comparison.md", "answers.jsonl", "comparison.png"
@@ -53,52 +53,40 @@ def claim_folder(folder: str | Path) -> None:
         TaskHeadsError: the folder contains a comparison, or is not writable.
     """
     if Path(folder, JSON).exists():
-        raise TaskHeadsError(
-            Problem(
-                "--output_dir",
-                f"found a comparison in {str(folder)!r}",
-                "a folder without one",
-                "choose another, or move it away",
-                code="path-exists",
-            )
-        )
+        problem, expected = f"found a comparison in {str(folder)!r}", "a folder without one"
+        fix = "choose another, or move it away"
+        raise TaskHeadsError(Problem("--output_dir", problem, expected, fix, code="path-exists"))
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise TaskHeadsError(
-            Problem(
-                "--output_dir",
-                f"{str(folder)!r} is not writable ({error.strerror})",
-                "a writable folder",
-                "choose another",
-                code="path-access",
-            )
-        ) from error
+        problem, expected = f"{str(folder)!r} is not writable ({error.strerror})", "a writable folder"
+        fix = "choose another"
+        raise TaskHeadsError(Problem("--output_dir", problem, expected, fix, code="path-access")) from error
 
 
 def write_comparison(
     folder: str | Path,
     measured: Sequence[Measured],
     *,
-    sets: TextSets,
-    examples: Sequence[TextExample],
+    sets: TextSets | TitleSets,
+    examples: Sequence[Any],
     split: str,
     metric: str = "accuracy",
     settings: Mapping[str, Any] | None = None,
     messages: Sequence[str] = (),
     missing: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Compare engines on texts, write all files, and print the table and the advice.
+    """Compare engines on texts or on pairs of titles, write all files, and print the table and the advice.
 
     Args:
         folder: created if it does not exist.
         measured: engines and baselines on `examples`.
-        sets: the data, with labels and the summary of the reader.
+        sets: the data, with the summary of the reader.
         examples: rows that were measured.
         split: `test` or `dev`, the split of the rows.
-        metric: `accuracy` or `macro_f1`, the metric of the advice.
+        metric: `accuracy` or, for texts, `macro_f1`; the metric of the advice.
         settings: of the run, for the JSON.
         messages: printed and written with the metrics.
         missing: engines that could not be measured; the advice names them.
@@ -106,71 +94,23 @@ def write_comparison(
     Returns:
         Content of `comparison.json`.
     """
-    candidates = candidates_line(examples, labels=sets.labels, split=split)
-    content = _content(
-        measured,
-        examples,
-        split=split,
-        metric=metric,
-        missing=missing,
-        messages=[*([candidates] if candidates else []), *messages],
-        settings=settings,
-        data={
-            "sha256": hash_texts(examples),
-            "labels": list(sets.labels.names),
-            "train_rows": len(sets.train),
-            "lines": sets.lines,
-        },
-    )
-    _write(Path(folder), content, measured, _answers(measured, examples, labels=sets.labels))
-    return content
-
-
-def write_title_comparison(
-    folder: str | Path,
-    measured: Sequence[Measured],
-    *,
-    sets: TitleSets,
-    examples: Sequence[PairExample],
-    split: str,
-    settings: Mapping[str, Any] | None = None,
-    messages: Sequence[str] = (),
-    missing: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Do for pairs of titles what `write_comparison` does for texts; the advice uses accuracy."""
-    content = _content(
-        measured,
-        examples,
-        split=split,
-        metric="accuracy",
-        missing=missing,
-        messages=messages,
-        settings=settings,
-        data={"sha256": hash_pairs(examples), "train_rows": len(sets.train), "lines": sets.lines},
-    )
-    _write(Path(folder), content, measured, _preferences(measured, examples))
-    return content
-
-
-def _content(
-    measured: Sequence[Measured],
-    examples: Sequence[TextExample] | Sequence[PairExample],
-    *,
-    split: str,
-    metric: str,
-    data: Mapping[str, Any],
-    settings: Mapping[str, Any] | None,
-    messages: Sequence[str],
-    missing: Sequence[str],
-) -> dict[str, Any]:
-    """Return the content of `comparison.json`."""
+    data: dict[str, Any] = {}
+    if isinstance(sets, TextSets):
+        task, noun, data["sha256"] = TEXTS, "rows", hash_texts(examples)
+        data["labels"] = list(sets.labels.names)
+        candidates = candidates_line(examples, labels=sets.labels, split=split)
+        messages = [*([candidates] if candidates else []), *messages]
+        answers = _answers(measured, examples, labels=sets.labels)
+    else:
+        task, noun, data["sha256"] = TITLES, "pairs", hash_pairs(examples)
+        answers = _preferences(measured, examples)
+    data |= {"train_rows": len(sets.train), "lines": sets.lines}
     pairs = compare(measured, examples)
     groups = measured[0].metrics["accuracy"]["n_groups"]
-    noun = "rows" if "labels" in data else "pairs"
     rows = f"the {len(examples):,} {noun} of {split}"
     rows += f" ({groups:,} groups)" if groups != len(examples) else ""
-    return {
-        "task": TEXTS if "labels" in data else TITLES,
+    content = {
+        "task": task,
         "data": {"split": split, "rows": len(examples), "groups": groups, **data},
         "measured_on": rows,
         "engines": [one.as_dict() for one in measured],
@@ -183,6 +123,8 @@ def _content(
         "settings": dict(settings or {}),
         "versions": versions(),
     }
+    _write(Path(folder), content, measured, answers)
+    return content
 
 
 def _write(

@@ -1,7 +1,7 @@
 """Plot engines: a metric with its interval over the time per text.
 
-Baselines are grey. The legend lists the names by descending metric, so that overlapping points can be told
-apart.
+Baselines are grey. The legend lists the names by descending metric, so that overlapping points can be
+distinguished.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.reports.fonts import DEFAULT, families_for, readable
-from qwen_task_heads.reports.title_plots import BLUE, GREY, ORANGE, new_figure, save_figure
+from qwen_task_heads.reports.plots import BLUE, GREY, ORANGE, invalid, new_figure, save_figure
 
 MARKERS = "osD^vP*X"
 MAX_NAME = 48
@@ -55,11 +54,7 @@ def engines_plot(points: Sequence[Point], path: str | Path, *, label: str, title
         True
     """
     if not points:
-        raise TaskHeadsError(
-            Problem(
-                "engines plot", "found no point", "at least one", "measure an engine", code="argument-type"
-            )
-        )
+        raise invalid("engines plot", "found no point", "at least one", "measure an engine")
     families = families_for([*(point.name for point in points), title, label])
     figure = new_figure(8.4, 4.6)
     axes = figure.subplots()

@@ -8,12 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from qwen_task_heads.data.few_shot import choose_shots, shots_line
 from qwen_task_heads.data.text_datasets import read_text_sets
 from qwen_task_heads.data.title_datasets import read_title_sets
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.inference.engine_checks import check_engines, check_prompts
 from qwen_task_heads.inference.engine_options import (
     FEW_SHOT,
     TEXTS,
@@ -23,16 +24,23 @@ from qwen_task_heads.inference.engine_options import (
     check_task,
     task_of,
 )
-from qwen_task_heads.inference.engines import check_engines, check_prompts
 from qwen_task_heads.inference.title_engines import check_title_engines
-from qwen_task_heads.reports.comparison import Row, draw_groups
+from qwen_task_heads.reports.comparison import Measured, Row, draw_groups
 from qwen_task_heads.reports.comparison_engines import measure_baselines, measure_engines, measure_lookup
-from qwen_task_heads.reports.comparison_pages import (
-    claim_folder,
-    write_comparison,
-    write_title_comparison,
-)
-from qwen_task_heads.reports.title_comparison import measure_title_baselines, measure_title_engines
+from qwen_task_heads.reports.comparison_pages import claim_folder, write_comparison
+from qwen_task_heads.reports.title_comparison import measure_title_baselines
+
+
+class Prepared(NamedTuple):
+    """Data and baselines of a comparison; `choosing` is the time per text to select few-shot examples."""
+
+    sets: Any
+    rows: Sequence[Any]
+    split: str
+    messages: list[str]
+    baselines: list[Measured]
+    asking: PromptOptions
+    choosing: float = 0.0
 
 
 def run_comparison(
@@ -53,18 +61,33 @@ def run_comparison(
     """
     task = options["task"] or task_of(specs) or _task_of_data(options)
     check_task(specs, task, options)
-    compare_engines = _compare_titles if task == TITLES else _compare_texts
-    content, failed = compare_engines(specs, asking, options)
-    if failed:
-        raise TaskHeadsError(
-            Problem(
-                "--engines",
-                f"{', '.join(failed)} could not be measured",
-                "models that load",
-                "see the errors printed above",
-                code="option-unsupported",
-            )
+    prepare = _prepare_titles if task == TITLES else _prepare_texts
+    data = prepare(specs, asking, options)
+    engines, new_messages, failed = measure_engines(
+        specs,
+        data.sets,
+        data.rows,
+        asking=data.asking,
+        alone=options["latency_rows"],
+        choosing=data.choosing,
+    )
+    content = None
+    if engines:
+        content = write_comparison(
+            options["output_dir"],
+            [*data.baselines, *engines],
+            sets=data.sets,
+            examples=data.rows,
+            split=data.split,
+            metric="accuracy" if task == TITLES else options["figure"],
+            settings=options,
+            messages=list(dict.fromkeys([*data.messages, *new_messages])),
+            missing=failed,
         )
+    if failed:
+        problem, expected = f"{', '.join(failed)} could not be measured", "models that load"
+        fix = "see the errors printed above"
+        raise TaskHeadsError(Problem("--engines", problem, expected, fix, code="option-unsupported"))
     return content
 
 
@@ -116,9 +139,9 @@ def _rows_of(
     return rows, split, messages
 
 
-def _compare_texts(
+def _prepare_texts(
     specs: Sequence[EngineSpec], asking: PromptOptions, options: Mapping[str, Any]
-) -> tuple[dict[str, Any] | None, list[str]]:
+) -> Prepared:
     sets = read_text_sets(options["dataset_name"], **_split_options(options), labels=options["labels"])
     labels = sets.labels
     rows, split, messages = _rows_of(sets.dev, sets.test, options)
@@ -152,47 +175,16 @@ def _compare_texts(
     nearest = None if asking.shared else asking.shots
     baselines = measure_baselines(sets.train, rows, labels=labels, shots=nearest, choosing=choosing)
     baselines += measure_lookup(sets.train, rows, labels=labels)
-    engines, engine_messages, failed = measure_engines(
-        specs, sets, rows, asking=asking, alone=options["latency_rows"], choosing=choosing
-    )
-    if not engines:
-        return None, failed
-    content = write_comparison(
-        options["output_dir"],
-        [*baselines, *engines],
-        sets=sets,
-        examples=rows,
-        split=split,
-        metric=options["figure"],
-        settings=options,
-        messages=list(dict.fromkeys([*messages, *engine_messages])),
-        missing=failed,
-    )
-    return content, failed
+    return Prepared(sets, rows, split, messages, baselines, asking, choosing)
 
 
-def _compare_titles(
+def _prepare_titles(
     specs: Sequence[EngineSpec], asking: PromptOptions, options: Mapping[str, Any]
-) -> tuple[dict[str, Any] | None, list[str]]:
+) -> Prepared:
     sets = read_title_sets(options["dataset_name"], **_split_options(options))
     pairs, split, messages = _rows_of(sets.dev, sets.test, options)
     check_title_engines(specs, hub=options["hub"])
     claim_folder(options["output_dir"])
     print("\n".join(sets.lines), flush=True)
     baselines = measure_title_baselines(sets.train, pairs, messages=messages)
-    engines, engine_messages, failed = measure_title_engines(
-        specs, sets, pairs, asking=asking, alone=options["latency_rows"]
-    )
-    if not engines:
-        return None, failed
-    content = write_title_comparison(
-        options["output_dir"],
-        [*baselines, *engines],
-        sets=sets,
-        examples=pairs,
-        split=split,
-        settings=options,
-        messages=list(dict.fromkeys([*messages, *engine_messages])),
-        missing=failed,
-    )
-    return content, failed
+    return Prepared(sets, pairs, split, messages, baselines, asking)

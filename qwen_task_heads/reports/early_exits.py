@@ -19,7 +19,7 @@ import torch
 
 from qwen_task_heads.hubcode.encoding_task_heads import pad_rows
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
-from qwen_task_heads.reports.title_plots import BLUE, GREY, ORANGE, new_figure, save_figure
+from qwen_task_heads.reports.plots import BLUE, GREY, ORANGE, new_figure, save_figure
 from qwen_task_heads.training.features import token_batches
 from qwen_task_heads.training.head_sweep import Combination, Result
 

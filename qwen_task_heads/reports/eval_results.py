@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 FOLDER = ".eval_results"
+EVAL_RESULTS = f"{FOLDER}/*.yaml"
 TASK = "default"  # task of a dataset without named tasks
 
 

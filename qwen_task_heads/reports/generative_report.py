@@ -21,17 +21,17 @@ from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.generators import Base
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
+from qwen_task_heads.hubcode.saving_task_heads import is_quantized
 from qwen_task_heads.inference.decision_schema import write_decision
 from qwen_task_heads.inference.label_scorer import LabelScorer
-from qwen_task_heads.reports.card_facts import Trained
-from qwen_task_heads.reports.finishing import initial_messages
+from qwen_task_heads.reports.finishing import FinishedTraining, Trained, initial_messages
 from qwen_task_heads.reports.records import keep_reference
-from qwen_task_heads.reports.text_report import TextRun, record_texts
-from qwen_task_heads.verification.reference import is_quantized, take_answer_reference
+from qwen_task_heads.reports.text_report import TextReport
+from qwen_task_heads.verification.reference import take_answer_reference
 
 
 def finish_answers(
-    model: Any, *, scorer: LabelScorer, tokenizer: Any, folder: str | Path, run: TextRun, base: Base
+    model: Any, *, scorer: LabelScorer, tokenizer: Any, folder: str | Path, run: FinishedTraining, base: Base
 ) -> dict[str, Any]:
     """Save the model and its report, print the summary, and return the metrics.
 
@@ -42,7 +42,7 @@ def finish_answers(
         tokenizer: of the model.
         folder: output folder of the model. Also receives `label_prompt.json`, `decision.json` if every label
             is one token, and the files of `finish_texts`.
-        run: record of the run.
+        run: the finished training.
         base: base of the model, which an adapter names.
     """
     from peft import PeftModel
@@ -83,12 +83,8 @@ def finish_answers(
     texts = [example.text for example in run.sets.dev]
     take = partial(take_answer_reference, model, tokenizer=tokenizer, prompts=scorer.prompts, texts=texts)
     keep_reference(folder, take=take)
-    if is_adapter and not is_quantized(model):
+    if is_adapter and not is_quantized(model.config):
         model.merge_adapter()
-    return record_texts(
-        Trained(config=config, is_adapter=is_adapter, answers=True),
-        logits=logits,
-        folder=folder,
-        run=run,
-        messages=initial_messages(model, run),
-    )
+    trained = Trained(config=config, is_adapter=is_adapter, is_generative=True)
+    messages = initial_messages(model, run)
+    return TextReport(trained, run, folder=folder, messages=messages, outputs=logits).write()

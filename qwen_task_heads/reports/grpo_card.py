@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from qwen_task_heads.data.splits import hash_rows
 from qwen_task_heads.pretrained import hub_id
-from qwen_task_heads.reports.cards import render
 from qwen_task_heads.reports.markdown import code, escape, fenced, format_value, one_line
+from qwen_task_heads.reports.model_card import render
 from qwen_task_heads.reports.run_manifest import versions
 
 if TYPE_CHECKING:

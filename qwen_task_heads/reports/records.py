@@ -1,64 +1,153 @@
-"""Build the record of a run from the objects of a recipe, and keep the reference for verification."""
+"""Record of a finished run: what its card states, without rows of the data.
+
+Two files of the run folder hold it. `metrics.json` has the metrics; `manifest.json` has versions, seed and
+settings, and the other fields under `run`. The end of a run and every publish render the card from the
+record (`model_card.py`).
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from qwen_task_heads.files import MANIFEST
-from qwen_task_heads.hubcode.hashes_task_heads import sha256
+from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
+from qwen_task_heads.hubcode.hashes_task_heads import CARD, MANIFEST, RUN, read_manifest, sha256
+from qwen_task_heads.metrics.classification import BEST_METRIC
 from qwen_task_heads.reports.card_facts import CardFacts
-from qwen_task_heads.reports.finishing import write_json
-from qwen_task_heads.reports.run_manifest import settings_of
-from qwen_task_heads.tracking.callbacks import Tracker
-from qwen_task_heads.training.arguments import HeadArguments
 from qwen_task_heads.verification.reference import REFERENCE, Reference, write_reference
 
-
-def card_facts(task: Any) -> CardFacts:
-    """Return the facts that the owner of a model states in the options of a recipe (`PublishArguments`)."""
-    return CardFacts(**{field.name: vars(task)[field.name] for field in fields(CardFacts)})
+MODEL = "this model"  # name of the model in `metrics.json`, next to the baselines
+METRICS = "metrics.json"
 
 
-def record_of(
-    trainer: Any, *, task: Any, model_args: Any, config: Any, adapter: Any = None, resumed: bool = False
-) -> dict[str, Any]:
-    """Return the arguments of `Run` and `TextRun`, except for the data.
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """Facts of a finished run, from which its card is rendered.
 
     Args:
-        trainer: after training; has a `throughput`.
-        task: options of the recipe.
-        model_args: `ModelConfig` of the recipe.
-        config: of the trained model.
-        adapter: its PEFT config, or None.
-        resumed: the training resumed from a checkpoint.
+        name: of the model: the name of its folder.
+        task: `title_scorer` or `pooled_classifier`, the type of model.
+        base: id of the base on a hub, or the name of its folder.
+        base_note: on the precision of a packaged base; usually "".
+        base_on_hub: a hub has the base.
+        base_commit: commit of the base, if known.
+        is_embedded: the base is the small backbone embedded in the package.
+        is_adapter: the weights are an adapter.
+        is_generative: the model is a generative classifier, without a head of this package.
+        form: export format of the folder: `saved`, `merged` or `stock`.
+        picked: the checkpoint was selected by its metric on dev; else it is the last one.
+        selected: `{"step": …}` or `{"penalty": …}` of the selection on dev; {} if it is unknown.
+        lines: messages of the data loader, without those that quote rows.
+        test_seen: number of rows of test that are also in train.
+        has_pairs: rows have a second text, or a prompt.
+        descriptions: of the labels, in their order.
+        lengths: limit of a classifier in tokens, and how it treats longer texts.
+        plots: from title to file name.
+        versions: of the libraries, by name.
+        seed: of the run.
+        settings: from the name of a setting to its value, with the facts that the owner states.
+        metrics: content of `metrics.json`.
     """
-    args, base = trainer.args, model_args.model_name_or_path
-    settings = dict(vars(task))
-    if isinstance(task, HeadArguments):
-        settings |= task.resolved(config)
-    settings["base"] = base
-    if adapter:
-        settings |= {f"lora_{name}": value for name, value in model_args.adapter_options().items()}
-    settings["dtype"] = model_args.dtype or "float32"
-    return {
-        "settings": settings_of(args, settings),
-        "log_history": trainer.state.log_history,
-        "seconds": trainer.throughput.seconds,
-        "speed": trainer.throughput.result.summary(),
-        "usage": trainer.throughput.usage,
-        "seed": args.seed,
-        "backbone": base,
-        "resumed": resumed,
-        "picked": args.load_best_model_at_end,
-        "card": card_facts(task),
-        "trackers": [one for one in trainer.callback_handler.callbacks if isinstance(one, Tracker)],
-    }
+
+    name: str
+    task: str
+    base: str
+    base_note: str = ""
+    base_on_hub: bool = False
+    base_commit: str | None = None
+    is_embedded: bool = False
+    is_adapter: bool = False
+    is_generative: bool = False
+    form: str = "saved"
+    picked: bool = True
+    selected: Mapping[str, float] = field(default_factory=dict)
+    lines: Sequence[str] = ()
+    test_seen: int = 0
+    has_pairs: bool = False
+    descriptions: Sequence[str] = ()
+    lengths: Mapping[str, Any] = field(default_factory=dict)
+    plots: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str]
+    seed: int
+    settings: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: str | Path) -> RunRecord | None:
+        """Read the record of a folder.
+
+        Returns:
+            None if the folder has no record, or if its card was edited: then the text is the user's.
+        """
+        folder, manifest = Path(folder), read_manifest(folder)
+        card, metrics = folder / CARD, folder / METRICS
+        if not (isinstance(manifest.get(RUN), dict) and card.is_file() and metrics.is_file()):
+            return None
+        if manifest["files"].get(CARD) != sha256(card):
+            return None
+        known = {one.name for one in fields(cls)}
+        found = {**manifest, **manifest[RUN], "metrics": json.loads(metrics.read_text(encoding="utf-8"))}
+        return cls(**{name: value for name, value in found.items() if name in known})
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the part of `manifest.json` that the record fills."""
+        run = asdict(self)
+        data = run.pop("metrics")["data"]
+        top = {name: run.pop(name) for name in ("versions", "seed", "settings")}
+        return {**top, "data": data, RUN: run}
+
+    def published(self, *, form: str, facts: CardFacts) -> RunRecord:
+        """Return the record of a published copy, with its export format and the stated facts."""
+        form = self.form if form == "saved" else form
+        return replace(self, form=form, settings={**self.settings, **facts.stated()})
+
+    @property
+    def facts(self) -> CardFacts:
+        """Facts that the owner of the model states."""
+        return CardFacts.of(self.settings)
+
+    @property
+    def reported(self) -> str:
+        """Split of the metrics on the card."""
+        return "test" if "test" in self.metrics else "dev"
+
+    @property
+    def ours(self) -> Mapping[str, Any]:
+        """Metrics of the model on the reported split."""
+        metrics: Mapping[str, Any] = self.metrics[self.reported][MODEL]
+        return metrics
+
+    @property
+    def is_title_scorer(self) -> bool:
+        """Whether the model scores titles."""
+        return self.task == TitleScorerConfig.model_type
+
+    @property
+    def main_metric(self) -> str:
+        """Metric that selects checkpoints by default."""
+        return main_metric(self.task, self.metrics)
+
+    @property
+    def cut(self) -> list[str]:
+        """Splits that were cut from the training data."""
+        return [split for split, entry in self.metrics["data"].items() if entry.get("cut")]
+
+
+def main_metric(task: str, metrics: Mapping[str, Any]) -> str:
+    """Return the metric that selects checkpoints by default, by the problem type of a classifier."""
+    if task == TitleScorerConfig.model_type:
+        return "pair_accuracy"
+    return BEST_METRIC[metrics["problem_type"]][0].removeprefix("eval_")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON indented and in UTF-8."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def keep_reference(folder: Path, *, take: Callable[[], Reference]) -> None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Mapping
 from functools import lru_cache
@@ -14,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from qwen_task_heads import __version__
-from qwen_task_heads.data.title_datasets import hash_pairs
-from qwen_task_heads.files import hash_files
 from qwen_task_heads.hubcode import CODE
-
-__all__ = ["hash_code", "hash_files", "hash_pairs", "settings_of", "versions"]
+from qwen_task_heads.hubcode.hashes_task_heads import sha256
+from qwen_task_heads.reports.card_facts import STATED
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 # Settings of the training; paths, tokens and host names are excluded.
@@ -65,7 +62,7 @@ def _installed() -> tuple[tuple[str, str], ...]:
 
 def hash_code() -> dict[str, str]:
     """Return the SHA-256 of each code file that is published with a model."""
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in CODE}
+    return {file.name: sha256(file) for file in CODE}
 
 
 def settings_of(args: Any, more: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,7 +78,7 @@ def settings_of(args: Any, more: Mapping[str, Any]) -> dict[str, Any]:
     settings.pop("num_train_epochs" if settings.get("max_steps", -1) > 0 else "max_steps", None)
     for name, value in more.items():
         if value is not None and value != "":
-            settings[name] = _without_folder(value)
+            settings[name] = value if name in STATED else _without_folder(value)
     return settings
 
 

@@ -6,7 +6,7 @@ heads, save the best, measure. A `Sweep` has data, model and tokenizer, and impl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -20,11 +20,11 @@ from qwen_task_heads.data.title_datasets import read_title_sets
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.metrics.classification import BEST_METRIC
 from qwen_task_heads.models import adapter_config, build, load_tokenizer, saved_config
-from qwen_task_heads.reports.records import card_facts
+from qwen_task_heads.reports.finishing import FinishedTraining
 from qwen_task_heads.reports.run_manifest import settings_of
-from qwen_task_heads.reports.text_report import TFIDF, TextRun, finish_texts
+from qwen_task_heads.reports.text_report import TFIDF, finish_texts
 from qwen_task_heads.reports.title_report import TFIDF as TFIDF_PAIRS
-from qwen_task_heads.reports.title_report import Run, finish_titles
+from qwen_task_heads.reports.title_report import finish_titles
 from qwen_task_heads.tokenization.collators import (
     PREFERENCE_SIGNALS,
     group_dataset,
@@ -35,9 +35,8 @@ from qwen_task_heads.tokenization.equal_rows import check_equal
 from qwen_task_heads.tokenization.templates import bind_template, compile_template
 from qwen_task_heads.training.classifier_arguments import MAX_SEQ_LENGTH
 from qwen_task_heads.training.feature_rows import FeatureRows, GroupRows, PairRows
-from qwen_task_heads.training.group_losses import GROUP_LOSSES
 from qwen_task_heads.training.head_sweep import Combination, MakeRows, Result, text_rows
-from qwen_task_heads.training.pair_losses import PAIR_LOSSES
+from qwen_task_heads.training.losses import GROUP_LOSSES, PAIR_LOSSES
 from qwen_task_heads.training.sweep_arguments import SweepArguments, TitleSweepArguments
 from qwen_task_heads.training.usage import Usage
 
@@ -54,9 +53,12 @@ class Sweep:
     TASK: ClassVar[str]
     BASELINE: ClassVar[str]  # row of the metrics at the end of the table of the sweep
 
+    FINISH: ClassVar[Callable[..., dict[str, Any]]]  # saves and measures a model
+
     metric: str  # selects the head on dev, as in `metrics.json`
     losses: list[str]  # to try
     layers: list[tuple[int, ...]]  # to try
+    _cut = ""  # summary of the truncation of texts
 
     def __init__(self, options: Any, training: Any, model_args: Any) -> None:
         self.options, self.training, self.model_args = options, training, model_args
@@ -92,10 +94,6 @@ class Sweep:
     @property
     def timed(self) -> list[Sequence[int]]:
         """Return the rows that are timed."""
-        raise NotImplementedError
-
-    def _finish(self, model: Any, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Save and measure a model; return the content of `metrics.json`."""
         raise NotImplementedError
 
     def with_head(self, combination: Combination | None = None) -> Any:
@@ -134,24 +132,25 @@ class Sweep:
         settings |= {"dtype": self.model_args.dtype or "float32", "seed": chosen.seed}
         if options.save_as == "adapter":
             model = with_adapter(model, adapter_config(model, head_only=True))
-        record = {
-            "sets": self.sets,
-            "card": card_facts(options),
-            "backbone": self.base,
-            "seed": chosen.seed,
-            "seconds": seconds,
-            "settings": settings_of(self.training, settings),
-            "log_history": chosen.fitted.history,
-            "trackers": trackers,
-            "usage": self.usage,
-        }
-        return self._finish(model, record)
+        run = FinishedTraining(
+            sets=self.sets,
+            backbone=self.base,
+            seed=chosen.seed,
+            seconds=seconds,
+            settings=settings_of(self.training, settings),
+            log_history=chosen.fitted.history,
+            trackers=trackers,
+            usage=self.usage,
+            truncation=self._cut,
+        )
+        folder = self.training.output_dir
+        return self.FINISH(model, tokenizer=self.tokenizer, folder=folder, run=run)
 
 
 class TextSweep(Sweep):
     """Sweep over labelled texts; its options are `SweepArguments`."""
 
-    TASK, BASELINE = "pooled_classifier", TFIDF
+    TASK, BASELINE, FINISH = "pooled_classifier", TFIDF, staticmethod(finish_texts)
 
     def _read(self) -> Any:
         sets = _read_for(read_text_sets, self.options)
@@ -200,15 +199,12 @@ class TextSweep(Sweep):
         """See `Sweep`."""
         return list(self._dev["input_ids"])
 
-    def _finish(self, model: Any, record: Mapping[str, Any]) -> dict[str, Any]:
-        run = TextRun(cut=self._cut, **record)
-        return finish_texts(model, tokenizer=self.tokenizer, folder=self.training.output_dir, run=run)
-
 
 class TitleSweep(Sweep):
     """Sweep over pairs, votes, clicks or arms of titles; its options are `TitleSweepArguments`."""
 
-    TASK, BASELINE, metric = "title_scorer", TFIDF_PAIRS, "pair_accuracy"
+    TASK, BASELINE, FINISH = "title_scorer", TFIDF_PAIRS, staticmethod(finish_titles)
+    metric = "pair_accuracy"
 
     def _read(self) -> Any:
         sets = _read_for(read_title_sets, self.options)
@@ -259,11 +255,14 @@ class TitleSweep(Sweep):
             of_train, of_dev = features[: sum(self._ends)].split(self._ends)
             if loss in GROUP_LOSSES:
                 of_groups = features[sum(self._ends) :]
-                train: FeatureRows = GroupRows.of_table(of_groups, self._groups, loss=GROUP_LOSSES[loss])
+                row = GROUP_LOSSES[loss]
+                train: FeatureRows = GroupRows.of_table(
+                    of_groups, self._groups, loss=row, options=self.options.options_of(row)
+                )
                 row, options = PAIR_LOSSES["bradley_terry"], {}
             else:
-                row, given = PAIR_LOSSES[loss], self.options.loss_options()
-                options = {name: value for name, value in given.items() if name in (*row.options, *row.uses)}
+                row = PAIR_LOSSES[loss]
+                options = self.options.options_of(row)
                 train = PairRows.of_table(of_train, self._train, loss=row, options=options)
             return train, PairRows.of_table(of_dev, self._dev, loss=row, options=options)
 
@@ -273,10 +272,6 @@ class TitleSweep(Sweep):
     def timed(self) -> list[Sequence[int]]:
         """See `Sweep`."""
         return _titles(self._dev)
-
-    def _finish(self, model: Any, record: Mapping[str, Any]) -> dict[str, Any]:
-        run = Run(**record)
-        return finish_titles(model, tokenizer=self.tokenizer, folder=self.training.output_dir, run=run)
 
 
 def open_sweep(options: Any, training: Any, model_args: Any) -> Sweep:
@@ -332,12 +327,5 @@ def _refuse_head(base: str, *, revision: str | None, hub: str) -> None:
     if config is not None:
         backbone = config.backbone_name_or_path  # None for a full model whose backbone was a folder
         fix = f"give --model_name_or_path {backbone}" if backbone else "name the backbone it was built on"
-        raise TaskHeadsError(
-            Problem(
-                "--model_name_or_path",
-                "found a model that has a head",
-                "a backbone without a head",
-                fix,
-                code="model-type",
-            )
-        )
+        problem, expected = "found a model that has a head", "a backbone without a head"
+        raise TaskHeadsError(Problem("--model_name_or_path", problem, expected, fix, code="model-type"))

@@ -1,30 +1,15 @@
-"""Render the card of a classifier: metrics with baselines, metrics per label, truncation and limitations.
-
-All numbers come from the dictionary of `metrics.json`; free text is escaped.
-"""
+"""Fields of the card of a classifier: metrics with baselines and per label, truncation, limitations."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from qwen_task_heads.metrics.classification import BEST_METRIC, MULTI, ORDINAL, REGRESSION, SINGLE
-from qwen_task_heads.reports.card_facts import (
-    Trained,
-    card_fields,
-    loss_line,
-    metadata_fields,
-    without_rows,
-)
-from qwen_task_heads.reports.card_lines import card_verdict, picked_line, settings_in_effect
-from qwen_task_heads.reports.cards import metadata, render
-from qwen_task_heads.reports.finishing import MODEL
+from qwen_task_heads.metrics.classification import MULTI, ORDINAL, REGRESSION, SINGLE
+from qwen_task_heads.reports.card_lines import loss_line
 from qwen_task_heads.reports.markdown import escape, format_interval, format_value, metric_name
-from qwen_task_heads.training.text_losses import TEXT_LOSSES
-
-if TYPE_CHECKING:
-    from qwen_task_heads.reports.text_report import TextRun
+from qwen_task_heads.reports.records import RunRecord
+from qwen_task_heads.training.losses import TEXT_LOSSES
 
 HEADLINES: dict[str, tuple[str, ...]] = {
     SINGLE: ("accuracy", "macro_f1", "weighted_f1"),
@@ -63,75 +48,39 @@ def metric_rows(metrics: Mapping[str, Mapping[str, Any]], names: Sequence[str]) 
     return rows
 
 
-def text_card(
-    model: Trained,
-    folder: Path,
-    metrics: dict[str, Any],
-    reported: str,
-    run: TextRun,
-    *,
-    plots: dict[str, str],
-) -> str:
-    """Return the card as Markdown.
-
-    Args:
-        model: config and kind of the model.
-        folder: of the run; its name is the name of the model.
-        metrics: content of `metrics.json`.
-        reported: split of the metrics on the card.
-        run: record of the run.
-        plots: from title to file name.
-    """
-    kind, ours = run.sets.problem_type, metrics[reported][MODEL]
+def text_fields(record: RunRecord) -> dict[str, Any]:
+    """Return the fields of `text_classifier.md`, and those of its front matter."""
+    kind, ours = record.metrics["problem_type"], record.ours
     omitted = {"per_class", *HEADLINES[kind], *(SAME_AS_ACCURACY if "accuracy" in ours else ())}
     order = [*HEADLINES[kind], *(name for name in ours if name not in omitted)]
-    table = metric_rows(metrics[reported], order)
+    table = metric_rows(record.metrics[record.reported], order)
     table[0] = ["metric", *(escape(name) for name in table[0][1:])]
-    main = ours[order[0]]
-    compared = BEST_METRIC[kind][0].removeprefix("eval_")
-    fields = card_fields(model, folder, run, metrics=metrics, reported=reported, seen=run.sets.test_seen)
-    fields["settings"] = settings_in_effect(fields["settings"], run, cut=run.sets.were_cut)
-    pairs = any(example.text_b for example in run.sets.train)
+    main, pairs = ours[order[0]], record.has_pairs
     groups = f" of {main['n_groups']:,} groups" if main["n_groups"] != main["n"] else ""
-    classes = [] if kind == REGRESSION else _classes(run, ours["per_class"])
-    hub_metrics = [
-        (hub_type, metric_name(name), ours[name]["value"])
-        for hub_type, name in HUB_METRICS[kind]
-        if ours[name]["value"] is not None
-    ]
-    return render(
-        "text_classifier",
-        metadata=metadata(
-            name=folder.name,
-            # The hub's snippet for classifiers would load a generative one with a random head.
-            task="text-generation" if model.answers else "text-classification",
-            tags=[kind.replace("_", "-"), *["label-scoring"] * model.answers],
-            dataset_type="texts",
-            metrics=hub_metrics,
-            **metadata_fields(model, run, reported=reported, metrics=metrics),
-        ).strip(),
-        **fields,
-        verdict=card_verdict(metrics, reported),
-        picked_line=picked_line(run, metrics, main=compared),
-        description=_description(kind, len(run.sets.labels), pairs=pairs) + GENERATIVE * model.answers,
-        meant_for=_meant_for(kind, pairs=pairs),
-        limits=_limits(kind, ours, answers=model.answers),
-        ranking=False,
-        pipeline_input='{"text": "One text", "text_pair": "another"}' if pairs else '["A text"]',
-        table=table,
-        rows_line=f"{main['n']:,} rows{groups}.",
-        classes=classes[:MAX_CLASSES],
-        described=any(run.sets.labels.descriptions),
-        unlisted=max(0, len(classes) - MAX_CLASSES),
-        plots=plots,
-        lengths=_lengths(model.config, run),
-        rows_name="rows",
-        data_lines=[
-            escape(line) for line in dict.fromkeys([*without_rows(run.sets.lines), *metrics["notes"]])
+    classes = [] if kind == REGRESSION else _classes(record)
+    description = _description(kind, len(record.metrics["labels"]), pairs=pairs)
+    return {
+        # The hub's snippet for classifiers would load a generative one with a random head.
+        "pipeline_tag": "text-generation" if record.is_generative else "text-classification",
+        "tags": [kind.replace("_", "-"), *["label-scoring"] * record.is_generative],
+        "dataset_type": "texts",
+        "hub_metrics": [
+            (hub_type, metric_name(name), ours[name]["value"])
+            for hub_type, name in HUB_METRICS[kind]
+            if ours[name]["value"] is not None
         ],
-        loss_line=loss_line(run, TEXT_LOSSES[kind]),
-        dev_was_cut=run.sets.dev_was_cut,
-    )
+        "description": description + GENERATIVE * record.is_generative,
+        "meant_for": _meant_for(kind, pairs=pairs),
+        "limits": _limits(kind, ours, answers=record.is_generative),
+        "table": table,
+        "rows_line": f"{main['n']:,} rows{groups}.",
+        "classes": classes[:MAX_CLASSES],
+        "described": any(record.descriptions),
+        "unlisted": max(0, len(classes) - MAX_CLASSES),
+        "lengths": _lengths(**record.lengths),
+        "rows_name": "rows",
+        "loss_line": loss_line(record, TEXT_LOSSES[kind]),
+    }
 
 
 def _meant_for(kind: str, *, pairs: bool) -> str:
@@ -155,8 +104,9 @@ def _description(kind: str, count: int, *, pairs: bool) -> str:
     }[kind]
 
 
-def _classes(run: TextRun, per_class: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    descriptions = run.sets.labels.descriptions or [""] * len(per_class)
+def _classes(record: RunRecord) -> list[dict[str, str]]:
+    per_class = record.ours["per_class"]
+    descriptions = record.descriptions or [""] * len(per_class)
     return [
         {
             "id": str(label_id),
@@ -169,22 +119,21 @@ def _classes(run: TextRun, per_class: Sequence[Mapping[str, Any]]) -> list[dict[
     ]
 
 
-def _lengths(config: Any, run: TextRun) -> str:
+def _lengths(*, limit: int | None, policy: str, overlap: int, aggregation: str, cut: str) -> str:
     """Describe the truncation of long texts, and the number of truncated texts of the run."""
-    limit, policy = config.max_seq_length, config.truncation
     if limit is None:
         return "Texts are not truncated."
     rules = {
         "head": "longer texts keep their first tokens",
         "tail": "longer texts keep their last tokens",
         "head_tail": "longer texts keep half of the limit from each end",
-        "windows": f"longer texts are split into windows that share {config.window_overlap} tokens, and the "
-        f"prediction is the {config.window_aggregation} of their logits",
+        "windows": f"longer texts are split into windows that share {overlap} tokens, and the prediction is "
+        f"the {aggregation} of their logits",
     }
     summary = (
         f"The limit is {limit:,} tokens, template included; {rules[policy]}, at inference as in training."
     )
-    return f"{summary} {escape(run.cut[:1].upper() + run.cut[1:])}.".removesuffix(" .")
+    return f"{summary} {escape(cut[:1].upper() + cut[1:])}.".removesuffix(" .")
 
 
 def _limits(kind: str, ours: Mapping[str, Any], *, answers: bool) -> list[str]:

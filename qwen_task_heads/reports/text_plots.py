@@ -18,11 +18,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.metrics.ranking import wilson_interval
 from qwen_task_heads.metrics.weighted import ECE_BINS
 from qwen_task_heads.reports.fonts import DEFAULT, families_for
-from qwen_task_heads.reports.title_plots import BLUE, GREY, new_figure, save_figure
+from qwen_task_heads.reports.plots import BLUE, GREY, invalid, new_figure, save_figure, shares_figure
 
 MAX_NUMBERS = 20  # labels up to which the cells have counts
 MAX_NAMES = 60  # labels up to which all are drawn
@@ -49,15 +47,9 @@ def confusion_plot(matrix: ArrayLike, path: str | Path, *, labels: Sequence[str]
     """
     counts = np.asarray(matrix, np.float64)
     if counts.ndim != 2 or counts.shape != (len(labels), len(labels)) or not counts.sum() > 0:
-        raise TaskHeadsError(
-            Problem(
-                "confusion plot",
-                f"found counts of shape {counts.shape} for {len(labels)} labels",
-                "shape (L, L) for L labels, not all 0",
-                "check the labels",
-                code="argument-type",
-            )
-        )
+        found = f"found counts of shape {counts.shape} for {len(labels)} labels"
+        expected = "shape (L, L) for L labels, not all 0"
+        raise invalid("confusion plot", found, expected, "check the labels")
     size = len(labels)
     total = counts.sum(axis=1, keepdims=True)
     share = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
@@ -109,44 +101,20 @@ def reliability_plot(probabilities: ArrayLike, correct: ArrayLike, path: str | P
     """
     confidence, right = np.asarray(probabilities, np.float64), np.asarray(correct, np.float64)
     if confidence.ndim != 1 or confidence.shape != right.shape or not len(confidence):
-        raise TaskHeadsError(
-            Problem(
-                "reliability plot",
-                f"found shapes {confidence.shape} and {right.shape}",
-                "two arrays of shape (N,) with N ≥ 1",
-                "check the split",
-                code="argument-type",
-            )
-        )
+        found = f"found shapes {confidence.shape} and {right.shape}"
+        expected = "two arrays of shape (N,) with N ≥ 1"
+        raise invalid("reliability plot", found, expected, "check the split")
     if not ((confidence >= 0) & (confidence <= 1)).all():
-        raise TaskHeadsError(
-            Problem(
-                "reliability plot",
-                "found probabilities out of range",
-                "0 to 1",
-                "check the outputs of the model",
-                code="value-range",
-            )
-        )
+        found, fix = "found probabilities out of range", "check the outputs of the model"
+        raise invalid("reliability plot", found, "0 to 1", fix, code="value-range")
     slot = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
-    count = np.bincount(slot, minlength=ECE_BINS)
-    kept = count > 0
-    share = np.bincount(slot, weights=right, minlength=ECE_BINS)[kept] / count[kept]
-    centre = np.bincount(slot, weights=confidence, minlength=ECE_BINS)[kept] / count[kept]
-    low, high = np.array(
-        [wilson_interval(s, count=int(n)) for s, n in zip(share, count[kept], strict=True)]
-    ).T
-    figure = new_figure(6.4, 4.8)
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    top.plot([0, 100], [0, 100], color=GREY, linestyle="--", label="perfect calibration")
-    error = 100 * np.array([share - low, high - share])
-    style = {"fmt": "o", "color": BLUE, "capsize": 3, "markersize": 5}
-    top.errorbar(100 * centre, 100 * share, yerr=error, label="predictions of the bin, 95% interval", **style)
-    top.set(ylabel="correct (%)", title=f"Reliability ({len(confidence):,} predictions)", ylim=(-3, 103))
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)  # outside, so that it covers no point
-    bottom.bar(
-        100 * (np.arange(ECE_BINS) + 0.5) / ECE_BINS, count, width=95 / ECE_BINS, color=BLUE, alpha=0.45
+    line = ([0, 100], [0, 100], "perfect calibration")
+    figure, top, bottom = shares_figure(
+        confidence, right, bins=slot, line=line, points="predictions", scale=100
     )
+    top.set(ylabel="correct (%)", title=f"Reliability ({len(confidence):,} predictions)", ylim=(-3, 103))
+    centres, count = (np.arange(ECE_BINS) + 0.5) / ECE_BINS, np.bincount(slot, minlength=ECE_BINS)
+    bottom.bar(100 * centres, count, width=95 / ECE_BINS, color=BLUE, alpha=0.45)
     bottom.set(xlabel="probability of the model (%)", ylabel="predictions")
     return save_figure(figure, path)
 
@@ -167,15 +135,7 @@ def risk_coverage_plot(curve: Sequence[Mapping[str, float]], path: str | Path) -
         TaskHeadsError: the curve is empty.
     """
     if not curve:
-        raise TaskHeadsError(
-            Problem(
-                "risk-coverage plot",
-                "found an empty curve",
-                "one row or more",
-                "check the split",
-                code="argument-type",
-            )
-        )
+        raise invalid("risk-coverage plot", "found an empty curve", "one row or more", "check the split")
     rows = sorted(curve, key=lambda row: row["coverage"])
     coverage, error, upper = (
         100 * np.array([row[name] for row in rows]) for name in ("coverage", "error", "upper")
@@ -206,15 +166,9 @@ def scatter_plot(predicted: ArrayLike, truth: ArrayLike, path: str | Path) -> Pa
     """
     x, y = np.asarray(truth, np.float64), np.asarray(predicted, np.float64)
     if x.ndim != 1 or x.shape != y.shape or not len(x) or not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise TaskHeadsError(
-            Problem(
-                "scatter plot",
-                f"found shapes {x.shape} and {y.shape}, or values that are not finite",
-                "two finite arrays of shape (N,) with N ≥ 1",
-                "check the split",
-                code="argument-type",
-            )
-        )
+        found = f"found shapes {x.shape} and {y.shape}, or values that are not finite"
+        expected = "two finite arrays of shape (N,) with N ≥ 1"
+        raise invalid("scatter plot", found, expected, "check the split")
     figure = new_figure(5.2, 4.8)
     axes = figure.subplots()
     ends = [min(x.min(), y.min()), max(x.max(), y.max())]

@@ -1,10 +1,4 @@
-"""Report of a classification run: calibrate, save, measure on dev and test, write all files, print a summary.
-
-Design decisions, as in `title_report.py`:
-
-- The model is calibrated on dev and saved before it is measured.
-- Every metric on the card, in the summary and in the plots comes from the dictionary of `metrics.json`.
-- `Scorer` computes the logits, as it does for users; the training loop does not.
+"""Report of a classification run; `run_report.py` has the steps.
 
 If rows have candidate labels, the model and the baselines choose among them, and a message says so: a head
 scores all labels, and its caller restricts them to the candidates.
@@ -14,19 +8,17 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from qwen_task_heads.backbones import EMBEDDED
+from qwen_task_heads.commands import words_of
 from qwen_task_heads.data.candidates import candidates_line, within
 from qwen_task_heads.data.examples import TextExample
-from qwen_task_heads.data.lookups import leak_lines, report_texts
-from qwen_task_heads.data.text_datasets import TextSets, hash_texts
+from qwen_task_heads.data.text_datasets import hash_texts
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.metrics.calibration import calibration_metrics
 from qwen_task_heads.metrics.classification import (
@@ -46,33 +38,22 @@ from qwen_task_heads.metrics.ranking import Floats
 from qwen_task_heads.metrics.text_baselines import TfidfBaseline, TrivialBaseline
 from qwen_task_heads.metrics.ties import top_credit
 from qwen_task_heads.metrics.title_baselines import baseline_rows
-from qwen_task_heads.metrics.verdicts import give_verdict, text_measure
-from qwen_task_heads.reports.calibration import (
-    calibrate_texts,
-    measured_texts,
-    update_config,
-)
-from qwen_task_heads.reports.calibration_summary import calibration_line
-from qwen_task_heads.reports.card_facts import Trained, picked_note
-from qwen_task_heads.reports.card_lines import lookup_line, verdict_lines
+from qwen_task_heads.metrics.verdicts import text_measure
+from qwen_task_heads.reports.calibration import calibrate_texts, measured_texts, update_config
 from qwen_task_heads.reports.early_exits import aligned
 from qwen_task_heads.reports.finishing import (
-    MODEL,
-    SMALL,
-    RunRecord,
+    FinishedTraining,
+    Trained,
     attempt,
     initial_messages,
     python_command,
     save_first,
-    split_facts,
-    trained_line,
-    training_facts,
-    write_record,
 )
 from qwen_task_heads.reports.markdown import metric_name
 from qwen_task_heads.reports.prediction_rows import hardest_errors, write_predictions
-from qwen_task_heads.reports.records import keep_reference
-from qwen_task_heads.reports.text_card import HEADLINES, metric_rows, text_card
+from qwen_task_heads.reports.records import MODEL, keep_reference
+from qwen_task_heads.reports.run_report import Plots, RunReport
+from qwen_task_heads.reports.text_card import HEADLINES, metric_rows
 from qwen_task_heads.reports.text_plots import (
     confusion_plot,
     reliability_plot,
@@ -87,20 +68,7 @@ NEED_PROBABILITIES = ("log_loss", "ece")  # baselines return scores
 WEAKEST = 3  # labels in the printed summary
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextRun(RunRecord):
-    """Record of a classification run; for the other fields see `RunRecord`.
-
-    Args:
-        sets: data of training and evaluation, with problem type and labels.
-        cut: summary of the truncation of long texts.
-    """
-
-    sets: TextSets
-    cut: str = ""
-
-
-def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: TextRun) -> dict[str, Any]:
+def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: FinishedTraining) -> dict[str, Any]:
     """Save the model and its report, print the summary, and return the metrics.
 
     Args:
@@ -108,7 +76,7 @@ def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: TextRun
         tokenizer: with the compiled template.
         folder: output folder of the model, `metrics.json`, `predictions.jsonl`, `errors.md`,
             `manifest.json`, `README.md` and plots.
-        run: record of the run.
+        run: the finished training.
     """
     scorer, messages = Scorer(model.eval(), tokenizer=tokenizer), initial_messages(model, run)
     cached: dict[int, torch.Tensor] = {}  # logits of dev, if the calibration does not change them
@@ -127,7 +95,8 @@ def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: TextRun
         folder = save_first(model, tokenizer=tokenizer, folder=folder)
     if dev_logits is not None:
         cached[id(run.sets.dev)] = torch.from_numpy(dev_logits)
-    metrics = record_texts(Trained.of(model), logits=logits, folder=folder, run=run, messages=messages)
+    report = TextReport(Trained.of(model), run, folder=folder, messages=messages, outputs=logits)
+    metrics = report.write()
     pairs = [example.text_b for example in run.sets.dev]
     texts = [example.text for example in run.sets.dev]
     take = partial(take_reference, model, tokenizer=tokenizer, texts=texts)
@@ -135,292 +104,188 @@ def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: TextRun
     return metrics
 
 
-def record_texts(
-    model: Trained,
-    *,
-    logits: Callable[[Sequence[TextExample]], torch.Tensor],
-    folder: Path,
-    run: TextRun,
-    messages: list[str],
-) -> dict[str, Any]:
-    """Measure a saved model, write its report, print the summary, and return the metrics.
+class TextReport(RunReport):
+    """Report of a classifier; its outputs are logits (N, L) of N examples, as a tensor."""
 
-    Args:
-        model: config and kind of the model.
-        logits: from N examples to logits (N, L); those of labels that are not candidates are ignored.
-        folder: of the saved model.
-        run: record of the run.
-        messages: earlier messages of the run.
-    """
-    kind, names = run.sets.problem_type, run.sets.labels.names
-    baselines = _baselines(run, messages)
-    splits = {"dev": run.sets.dev, "test": run.sets.test}
-    metrics: dict[str, Any] = {
-        "seed": run.seed,
-        "problem_type": kind,
-        "labels": list(names),
-        "train": {"rows": len(run.sets.train), **training_facts(run)},
-        "data": split_facts({"train": run.sets.train, **splits}, run.sets.were_cut, hash_texts, "rows"),
-    }
-    lookups = {
-        split: report_texts(run.sets.train, rows, split=split, problem_type=kind)
-        for split, rows in splits.items()
-        if rows
-    }
-    messages += leak_lines(lookups, were_cut=run.sets.were_cut)
-    any_known = any(report.known for report in lookups.values())
-    lookup = LookupBaseline(kind, len(names)).fit(run.sets.train) if any_known else None
-    raw: dict[str, Floats] = {}  # logits of all labels
-    scores: dict[str, Floats] = {}  # logits within the candidates
-    baseline_scores: dict[str, dict[str, Floats]] = {}
-    for split, examples in splits.items():
-        if not examples:
-            continue
-        raw[split] = logits(examples).double().numpy()
-        scores[split] = within(raw[split], examples, labels=run.sets.labels)
-        fitted: dict[str, Any] = dict(baselines)
-        if lookup and lookups[split].known:
-            fitted[LOOKUP] = lookup
-        baseline_scores[split] = {
-            name: within(baseline.predict(examples), examples, labels=run.sets.labels)
-            for name, baseline in fitted.items()
-        }
-        metrics[split] = _measure(
-            examples, scores[split], baselines=baseline_scores[split], run=run, config=model.config
-        )
-        if line := candidates_line(examples, labels=run.sets.labels, split=split):
-            if not model.answers:
+    TFIDF, ROWS, DIGEST = TFIDF, "rows", staticmethod(hash_texts)
+    FILES = ",\nand the most confident errors in errors.md: review these first."
+
+    def __init__(self, model: Trained, run: FinishedTraining, **options: Any) -> None:
+        super().__init__(model, run, **options)
+        self.kind, self.labels = run.sets.problem_type, run.sets.labels
+        self.metrics |= {"problem_type": self.kind, "labels": list(self.labels.names)}
+        self.thresholds = model.config.label_thresholds
+        self.raw: dict[str, Floats] = {}  # logits of all labels
+        self.scores: dict[str, dict[str, Floats]] = {}  # of model and baselines, within the candidates
+
+    def _fit_baselines(self) -> None:
+        kind, count, train = self.kind, len(self.labels), self.run.sets.train
+        self.baselines: dict[str, Any] = {}
+        rows = baseline_rows(train, self.messages)
+        tfidf = attempt(lambda: TfidfBaseline(kind, count).fit(rows), "no TF-IDF baseline", self.messages)
+        if tfidf is not None:
+            self.baselines[TFIDF] = tfidf
+        trivial = TrivialBaseline(kind, count).fit(train)
+        self.baselines[trivial.name] = trivial
+
+    @cached_property
+    def lookup_baseline(self) -> LookupBaseline:
+        """Baseline that looks rows up in train."""
+        return LookupBaseline(self.kind, len(self.labels)).fit(self.run.sets.train)
+
+    def _measure(self, split: str, rows: Sequence[TextExample]) -> dict[str, Any]:
+        self.raw[split] = self.outputs(rows).double().numpy()
+        fitted = dict(self.baselines)
+        if self.lookups[split].known:
+            fitted[LOOKUP] = self.lookup_baseline
+        scores = {MODEL: self.raw[split]}
+        scores |= {name: baseline.predict(rows) for name, baseline in fitted.items()}
+        scores = {name: within(found, rows, labels=self.labels) for name, found in scores.items()}
+        self.scores[split] = scores
+        if line := candidates_line(rows, labels=self.labels, split=split):
+            if not self.model.is_generative:
                 line += "; this model scores all labels, and predict.py --candidates restricts it to them"
-            messages.append(line)
-    messages += _constant(kind, raw)
-    reported = "test" if run.sets.test else "dev"
-    metrics["lookup"] = {split: report.as_dict() for split, report in lookups.items()}
-    metrics["verdict"] = _verdict(
-        splits[reported],
-        {MODEL: scores[reported], **baseline_scores[reported]},
-        run=run,
-        thresholds=model.config.label_thresholds,
-    )
-    if metrics["verdict"]:
-        metrics["verdict"]["split"] = reported
-    if model.config.calibration:
-        ours = {split: metrics[split][MODEL] for split in raw}
-        metrics["calibration"] = measured_texts(raw, run.sets, model.config, after=ours)
-        update_config(model.config, folder, calibration=metrics["calibration"])
-    plots = _plots(folder, run, splits[reported], scores[reported], metrics, messages)
-    metrics["notes"] = messages
-    write_predictions(folder / "predictions.jsonl", splits[reported], scores[reported], config=model.config)
-    page = hardest_errors(
-        kind,
-        splits[reported],
-        scores[reported],
-        labels=names,
-        split=reported,
-        thresholds=model.config.label_thresholds,
-    )
-    (folder / "errors.md").write_text(page, encoding="utf-8")
-    card = text_card(model, folder, metrics, reported, run, plots=plots)
-    main = BEST_METRIC[kind][0].removeprefix("eval_")
-    write_record(folder, run, metrics=metrics, card=card, reported=reported, main=main)
-    _print_summary(metrics, reported, folder, run)
-    return metrics
+            self.messages.append(line)
+        kind, targets = self.kind, [example.target for example in rows]
+        options: dict[str, Any] = {"labels": self.labels.names, "groups": [e.group for e in rows]}
+        metrics = {}
+        for name, found in scores.items():
+            own = {"threshold": self.thresholds} if self.thresholds and name == MODEL else {}
+            metrics[name] = classification_metrics(kind, found, targets, **options, **own)
+            if name != MODEL:
+                for key in ("per_class", *NEED_PROBABILITIES):
+                    metrics[name].pop(key, None)
+        ours, logits = metrics[MODEL], scores[MODEL]
+        if kind != REGRESSION:
+            ours |= calibration_metrics(kind, logits, targets, groups=options["groups"])
+        if kind in (SINGLE, ORDINAL):
+            parents = self.labels.parents
+            coarse = coarse_accuracy(logits, targets, parents=parents, groups=options["groups"])
+            if coarse is not None:
+                ours["coarse_accuracy"] = coarse
+        return metrics
 
+    def _summarize(self) -> None:
+        self.messages += self._constant()
+        self._add_lookup_and_verdict()
+        config = self.model.config
+        if config.calibration:
+            ours = {split: self.metrics[split][MODEL] for split in self.raw}
+            self.metrics["calibration"] = measured_texts(self.raw, self.run.sets, config, after=ours)
+            update_config(config, self.folder, calibration=self.metrics["calibration"])
 
-def _constant(kind: str, logits: Mapping[str, Floats]) -> list[str]:
-    """Return a message if the model predicts the same label for every row."""
-    if kind in (MULTI, REGRESSION):
-        return []
-    if any(len(set(scores.argmax(1).tolist())) > 1 for scores in logits.values()):
-        return []
-    return ["the model predicts one label for every text: raise --learning_rate, or train longer"]
+    def _constant(self) -> list[str]:
+        """Return a message if the model predicts the same label for every row."""
+        if self.kind in (MULTI, REGRESSION):
+            return []
+        if any(len(set(scores.argmax(1).tolist())) > 1 for scores in self.raw.values()):
+            return []
+        return ["the model predicts one label for every text: raise --learning_rate, or train longer"]
 
-
-def _baselines(run: TextRun, messages: list[str]) -> dict[str, TfidfBaseline | TrivialBaseline]:
-    """Fit the baselines; one that cannot be fitted is omitted with a message."""
-    kind, count, train = run.sets.problem_type, len(run.sets.labels), run.sets.train
-    baselines: dict[str, TfidfBaseline | TrivialBaseline] = {}
-    rows = baseline_rows(train, messages)
-    tfidf = attempt(lambda: TfidfBaseline(kind, count).fit(rows), "no TF-IDF baseline", messages)
-    if tfidf is not None:
-        baselines[TFIDF] = tfidf
-    trivial = TrivialBaseline(kind, count).fit(train)
-    return {**baselines, trivial.name: trivial}
-
-
-def _verdict(
-    examples: Sequence[TextExample],
-    scores: Mapping[str, Floats],
-    *,
-    run: TextRun,
-    thresholds: Sequence[float] | None,
-) -> dict[str, Any] | None:
-    """Compare the model with the best baseline, by the metric that selects checkpoints."""
-    kind, targets = run.sets.problem_type, [example.target for example in examples]
-    measures = {
-        name: text_measure(kind, logits, targets, num_labels=len(run.sets.labels))
-        for name, logits in scores.items()
-    }
-    if thresholds:  # of the model; the threshold of the baselines is .5
-        measures[MODEL] = text_measure(
-            kind, scores[MODEL], targets, num_labels=len(run.sets.labels), thresholds=thresholds
-        )
-    return give_verdict(
-        measures,
-        model=MODEL,
-        metric=BEST_METRIC[kind][0].removeprefix("eval_"),
-        groups=[example.group for example in examples],
-        count=len(examples),
-        beside=TFIDF,
-    )
-
-
-def _measure(
-    examples: Sequence[TextExample],
-    logits: Floats,
-    *,
-    baselines: Mapping[str, Floats],
-    run: TextRun,
-    config: Any,
-) -> dict[str, Any]:
-    """Return the metrics of the model and the baselines on the same rows; per label for the model only."""
-    kind, targets = run.sets.problem_type, [example.target for example in examples]
-    options: dict[str, Any] = {"labels": run.sets.labels.names, "groups": [e.group for e in examples]}
-    thresholds = {"threshold": config.label_thresholds} if config.label_thresholds else {}
-    metrics = {MODEL: classification_metrics(kind, logits, targets, **options, **thresholds)}
-    if kind != REGRESSION:
-        metrics[MODEL] |= calibration_metrics(kind, logits, targets, groups=options["groups"])
-    for name, scores in baselines.items():
-        of_baseline = classification_metrics(kind, scores, targets, **options)
-        for key in ("per_class", *NEED_PROBABILITIES):
-            of_baseline.pop(key, None)
-        metrics[name] = of_baseline
-    if kind in (SINGLE, ORDINAL):
-        parents = run.sets.labels.parents
-        coarse = coarse_accuracy(logits, targets, parents=parents, groups=options["groups"])
-        if coarse is not None:
-            metrics[MODEL]["coarse_accuracy"] = coarse
-    return metrics
-
-
-def _plots(
-    folder: Path,
-    run: TextRun,
-    examples: Sequence[TextExample],
-    logits: Floats,
-    metrics: dict[str, Any],
-    messages: list[str],
-) -> dict[str, str]:
-    """Draw the plots of the problem type; return the title and file name of each plot."""
-    kind, names = run.sets.problem_type, run.sets.labels.names
-    scores, truth = check_scores(kind, logits, [e.target for e in examples], num_labels=len(names))
-    wanted: dict[str, tuple[str, Callable[[Path], Path]]] = {}
-    if kind == REGRESSION:
-        wanted["Predicted against true"] = (
-            "scatter.png",
-            lambda path: scatter_plot(scores.ravel(), truth.ravel(), path),
-        )
-    else:
-        probability = probabilities(kind, scores)
-        correct = truth if kind == MULTI else top_credit(scores, truth)
-        confidence = probability.ravel() if kind == MULTI else probability.max(1)
-        if kind != MULTI:
-            wanted["Confusion"] = (
-                "confusion.png",
-                lambda path: confusion_plot(
-                    confusion_matrix(scores, truth, num_labels=len(names)), path, labels=names
-                ),
+    def _measures(self) -> Mapping[str, Any]:
+        targets = [example.target for example in self.splits[self.reported]]
+        return {
+            name: text_measure(
+                self.kind,
+                logits,
+                targets,
+                num_labels=len(self.labels),
+                **({"thresholds": self.thresholds} if self.thresholds and name == MODEL else {}),
             )
-        wanted["Reliability"] = (
-            "reliability.png",
-            lambda path: reliability_plot(confidence, np.ravel(correct), path),
+            for name, logits in self.scores[self.reported].items()
+        }
+
+    def _plots(self) -> Plots:
+        kind, names = self.kind, self.labels.names
+        targets = [example.target for example in self.splits[self.reported]]
+        logits = self.scores[self.reported][MODEL]
+        scores, truth = check_scores(kind, logits, targets, num_labels=len(names))
+        wanted: dict[str, tuple[str, Callable[[Path], Path]]] = {}
+        if kind == REGRESSION:
+            wanted["Predicted against true"] = (
+                "scatter.png",
+                lambda path: scatter_plot(scores.ravel(), truth.ravel(), path),
+            )
+        else:
+            probability = probabilities(kind, scores)
+            correct = truth if kind == MULTI else top_credit(scores, truth)
+            confidence = probability.ravel() if kind == MULTI else probability.max(1)
+            if kind != MULTI:
+                wanted["Confusion"] = (
+                    "confusion.png",
+                    lambda path: confusion_plot(
+                        confusion_matrix(scores, truth, num_labels=len(names)), path, labels=names
+                    ),
+                )
+            wanted["Reliability"] = (
+                "reliability.png",
+                lambda path: reliability_plot(confidence, np.ravel(correct), path),
+            )
+        if curve := self.metrics.get("calibration", {}).get("risk_coverage"):
+            wanted["Risk and coverage"] = ("risk_coverage.png", lambda path: risk_coverage_plot(curve, path))
+        wanted["Training"] = ("training.png", self._draw_curves)
+        return wanted
+
+    def _draw_curves(self, path: Path) -> Path:
+        percent = self.main == "accuracy"
+        return training_curves(
+            self.run.log_history,
+            path,
+            accuracy_key=BEST_METRIC[self.kind][0],
+            accuracy_label="correct (%)" if percent else metric_name(self.main),
+            loss_label="loss",
+            title=f"Dev {metric_name(self.main)}",
+            scale=100.0 if percent else 1.0,
+            baselines=self._baseline_values(),
         )
-    if curve := metrics.get("calibration", {}).get("risk_coverage"):
-        wanted["Risk and coverage"] = ("risk_coverage.png", lambda path: risk_coverage_plot(curve, path))
-    wanted["Training"] = ("training.png", lambda path: _curves(path, run, metrics["dev"]))
-    drawn = {
-        title: attempt(lambda d=draw, f=file: d(folder / f), "no plot", messages)  # type: ignore[misc]
-        for title, (file, draw) in wanted.items()
-    }
-    return {title: path.name for title, path in drawn.items() if path}
 
+    def _write_rows(self, rows: Sequence[TextExample]) -> None:
+        logits = self.scores[self.reported][MODEL]
+        write_predictions(self.folder / "predictions.jsonl", rows, logits, config=self.model.config)
+        page = hardest_errors(
+            self.kind,
+            rows,
+            logits,
+            labels=self.labels.names,
+            split=self.reported,
+            thresholds=self.thresholds,
+        )
+        (self.folder / "errors.md").write_text(page, encoding="utf-8")
 
-def _curves(path: Path, run: TextRun, dev: dict[str, Any]) -> Path:
-    key, _ = BEST_METRIC[run.sets.problem_type]
-    name = key.removeprefix("eval_")
-    baselines = {baseline: entry[name]["value"] for baseline, entry in dev.items() if baseline != MODEL}
-    percent = name == "accuracy"
-    return training_curves(
-        run.log_history,
-        path,
-        accuracy_key=key,
-        accuracy_label="correct (%)" if percent else metric_name(name),
-        loss_label="loss",
-        title=f"Dev {metric_name(name)}",
-        scale=100.0 if percent else 1.0,
-        baselines={baseline: value for baseline, value in baselines.items() if value is not None},
-    )
+    def _description(self) -> str:
+        count = len(self.labels)
+        return {
+            MULTI: f"a multi-label classifier of {count} labels",
+            REGRESSION: "a regression model" if count == 1 else f"a regression model of {count} values",
+            ORDINAL: f"an ordinal model of {count} steps",
+        }.get(self.kind, f"a classifier of {count} labels")
 
+    def _measured_on(self, main: Mapping[str, Any]) -> str:
+        groups = f" of {main['n_groups']:,} groups" if main["n_groups"] != main["n"] else ""
+        return f"On {self.reported}: {main['n']:,} rows{groups}, 95% intervals over them"
 
-def _print_summary(metrics: dict[str, Any], reported: str, folder: Path, run: TextRun) -> None:
-    """Print the metrics, the weakest labels and the next commands."""
-    kind, found = run.sets.problem_type, metrics[reported]
-    ours = found[MODEL][BEST_METRIC[kind][0].removeprefix("eval_")]
-    groups = f" of {ours['n_groups']:,} groups" if ours["n_groups"] != ours["n"] else ""
-    lines = [
-        "",
-        trained_line(f"{describe(run)} on {len(run.sets.train):,} rows", run),
-        f"On {reported}: {ours['n']:,} rows{groups}, 95% intervals over them"
-        + picked_note(run, reported, "rows"),
-        "",
-        *aligned(metric_rows(found, HEADLINES[kind])),
-        "",
-        *verdict_lines(metrics),
-    ]
-    if lookup := lookup_line(metrics, reported):
-        lines.append(lookup)
-    if "calibration" in metrics:
-        lines.append(calibration_line(metrics["calibration"], reported))
-    if kind != REGRESSION:
-        lines += _weakest(found[MODEL]["per_class"])
-    if run.backbone == EMBEDDED:
-        lines.append(SMALL)
-    lines += [
-        "",
-        *(f"note: {note}" for note in metrics["notes"]),
-        f"Everything is in {folder}: model, card (README.md), metrics.json, predictions.jsonl, plots,",
-        "and the most confident errors in errors.md: review these first.",
-        *_next_commands(folder, run),
-    ]
-    print("\n".join(lines), flush=True)
+    def _table(self) -> list[str]:
+        return aligned(metric_rows(self.metrics[self.reported], HEADLINES[self.kind]))
 
+    def _further_lines(self) -> list[str]:
+        """Return a line with the labels of the lowest F1 among those that occur."""
+        if self.kind == REGRESSION:
+            return []
+        per_class = self.metrics[self.reported][MODEL]["per_class"]
+        known = [row for row in per_class if row["support"] and row["f1"] < 1]
+        known = sorted(known, key=lambda row: row["f1"])[:WEAKEST]
+        if len(per_class) <= 2 or not known:
+            return []
+        labels = ", ".join(f"{row['label']} ({row['f1']:.2f} of {row['support']} rows)" for row in known)
+        return [f"Weakest labels by F1: {labels}."]
 
-def _next_commands(folder: Path, run: TextRun) -> list[str]:
-    """Return the commands that use the model, with a line before each."""
-    predict = f"accelerate launch recipes/predict.py --model {shlex.quote(str(folder))}"
-    predict += " --input texts.jsonl --output answers.jsonl"
-    if any(example.candidates for example in run.sets.train):
-        predict += " --candidates category"
-    if any(example.text_b for example in run.sets.train):
-        return ["Next, a file:", f"  {predict}"]
-    command = [python_command(), "-m", "qwen_task_heads", str(folder), "A text of your own."]
-    return ["Next, classify a text of your own:", f"  {shlex.join(command)}", "or a file:", f"  {predict}"]
-
-
-def _weakest(per_class: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line with the labels of the lowest F1 among those that occur."""
-    known = [row for row in per_class if row["support"] and row["f1"] < 1]
-    known = sorted(known, key=lambda row: row["f1"])[:WEAKEST]
-    if len(per_class) <= 2 or not known:
-        return []
-    labels = ", ".join(f"{row['label']} ({row['f1']:.2f} of {row['support']} rows)" for row in known)
-    return [f"Weakest labels by F1: {labels}."]
-
-
-def describe(run: TextRun) -> str:
-    """Return a short description of the model."""
-    count = len(run.sets.labels)
-    return {
-        MULTI: f"a multi-label classifier of {count} labels",
-        REGRESSION: "a regression model" if count == 1 else f"a regression model of {count} values",
-        "ordinal": f"an ordinal model of {count} steps",
-    }.get(run.sets.problem_type, f"a classifier of {count} labels")
+    def _next_commands(self) -> list[str]:
+        train, folder = self.run.sets.train, str(self.folder)
+        predict = f"{shlex.join(words_of('predict'))} --model {shlex.quote(folder)}"
+        predict += " --input texts.jsonl --output answers.jsonl"
+        if any(example.candidates for example in train):
+            predict += " --candidates category"
+        if any(example.text_b for example in train):
+            return ["Next, a file:", f"  {predict}"]
+        command = shlex.join([python_command(), "-m", "qwen_task_heads", folder, "A text of your own."])
+        return ["Next, classify a text of your own:", f"  {command}", "or a file:", f"  {predict}"]

@@ -1,30 +1,14 @@
-"""Render the card of a title scorer: pair accuracy with baselines, calibration, length bias and limitations.
-
-All numbers come from the dictionary of `metrics.json`; free text is escaped.
-"""
+"""Fields of the card of a title scorer: pair accuracy with baselines, length bias and limitations."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from qwen_task_heads.reports.card_facts import (
-    Trained,
-    card_fields,
-    loss_line,
-    metadata_fields,
-    without_rows,
-)
-from qwen_task_heads.reports.card_lines import card_verdict, picked_line, settings_in_effect
-from qwen_task_heads.reports.cards import metadata, render
-from qwen_task_heads.reports.finishing import MODEL
+from qwen_task_heads.reports.card_lines import loss_line
 from qwen_task_heads.reports.markdown import escape, format_interval, format_value, metric_name
-from qwen_task_heads.training.group_losses import GROUP_LOSSES
-from qwen_task_heads.training.pair_losses import PAIR_LOSSES
-
-if TYPE_CHECKING:
-    from qwen_task_heads.reports.title_report import Run
+from qwen_task_heads.reports.records import RunRecord
+from qwen_task_heads.training.losses import GROUP_LOSSES, PAIR_LOSSES
 
 DESCRIPTION = (
     "A title scorer: it returns one score per title; a higher score is better, and P(A preferred to B) = "
@@ -51,57 +35,26 @@ def accuracy_rows(accuracies: Mapping[str, Mapping[str, Any]]) -> list[dict[str,
     ]
 
 
-def title_card(
-    model: Trained, folder: Path, metrics: dict[str, Any], reported: str, run: Run, *, plots: dict[str, str]
-) -> str:
-    """Return the card as Markdown.
-
-    Args:
-        model: config and kind of the model.
-        folder: of the run; its name is the name of the model.
-        metrics: content of `metrics.json`.
-        reported: split of the metrics on the card.
-        run: record of the run.
-        plots: from title to file name.
-    """
-    ours = metrics[reported][MODEL]
-    accuracies = {name: entry["pair_accuracy"] for name, entry in metrics[reported].items()}
-    prompted = any(pair.prompt for pair in run.sets.train)
-    fields = card_fields(model, folder, run, metrics=metrics, reported=reported, seen=run.sets.test_seen)
-    fields["settings"] = settings_in_effect(fields["settings"], run, cut=run.sets.were_cut)
-    titles = '["A plain title", "Another title"]'
-    return render(
-        "title_scorer",
-        metadata=metadata(
-            name=folder.name,
-            task="text-ranking",
-            tags=["title-scorer", "reward-model"],
-            dataset_type="pairs",
-            metrics=[("accuracy", "pair accuracy", ours["pair_accuracy"]["value"])],
-            **metadata_fields(model, run, reported=reported, metrics=metrics),
-        ).strip(),
-        **fields,
-        verdict=card_verdict(metrics, reported),
-        picked_line=picked_line(run, metrics, main="pair_accuracy"),
-        description=DESCRIPTION,
-        meant_for=MEANT_FOR,
-        limits=_limits(ours, metrics["reward"], prompted=prompted),
-        ranking=True,
-        pipeline_input=f'{{"titles": {titles}, "prompt": "The text"}}' if prompted else titles,
-        table=accuracy_rows({escape(name): entry for name, entry in accuracies.items()}),
-        metrics={
+def title_fields(record: RunRecord) -> dict[str, Any]:
+    """Return the fields of `title_scorer.md`, and those of its front matter."""
+    ours, scorers = record.ours, record.metrics[record.reported]
+    return {
+        "pipeline_tag": "text-ranking",
+        "tags": ["title-scorer", "reward-model"],
+        "dataset_type": "pairs",
+        "hub_metrics": [("accuracy", "pair accuracy", ours["pair_accuracy"]["value"])],
+        "description": DESCRIPTION,
+        "meant_for": MEANT_FOR,
+        "limits": _limits(ours, record.metrics["reward"], prompted=record.has_pairs),
+        "table": accuracy_rows({escape(name): entry["pair_accuracy"] for name, entry in scorers.items()}),
+        "metrics": {
             metric_name(name): format_interval(entry)
             for name, entry in ours.items()
             if name != "pair_accuracy"
         },
-        rows_name="pairs",
-        data_lines=[
-            escape(line) for line in dict.fromkeys([*without_rows(run.sets.lines), *metrics["notes"]])
-        ],
-        plots=plots,
-        loss_line=loss_line(run, {**PAIR_LOSSES, **GROUP_LOSSES}),
-        dev_was_cut=run.sets.dev_was_cut,
-    )
+        "rows_name": "pairs",
+        "loss_line": loss_line(record, {**PAIR_LOSSES, **GROUP_LOSSES}),
+    }
 
 
 def _limits(ours: Mapping[str, Any], reward: Mapping[str, float], *, prompted: bool) -> list[str]:

@@ -1,4 +1,4 @@
-"""Load and measure engines and baselines on pairs of titles, as `comparison_engines.py` does on texts."""
+"""Measure baselines on pairs of titles, as `comparison_engines.py` does on texts."""
 
 from __future__ import annotations
 
@@ -9,51 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.data.lookups import look_up_titles
-from qwen_task_heads.data.title_datasets import TitleSets, hash_pairs
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.inference.engine_options import EMBEDDINGS, EngineSpec, PromptOptions
-from qwen_task_heads.inference.engines import training_cost
-from qwen_task_heads.inference.title_engines import open_title_engine
 from qwen_task_heads.metrics.lookup_baseline import LOOKUP
 from qwen_task_heads.metrics.ranking import Floats
 from qwen_task_heads.metrics.title_baselines import TfidfBradleyTerry, baseline_rows
-from qwen_task_heads.reports.comparison import ALONE, BASELINE, Measured, measure
-from qwen_task_heads.reports.comparison_engines import device_name, fitted_cost, measure_each
-from qwen_task_heads.reports.finishing import SMALL
+from qwen_task_heads.reports.comparison import BASELINE, Measured, measure
+from qwen_task_heads.reports.comparison_engines import fitted_cost
+from qwen_task_heads.reports.finishing import device_name
 from qwen_task_heads.reports.title_report import LONGER, TFIDF
-
-
-def measure_title_engines(
-    specs: Sequence[EngineSpec],
-    sets: TitleSets,
-    pairs: Sequence[PairExample],
-    *,
-    asking: PromptOptions,
-    alone: int = ALONE,
-) -> tuple[list[Measured], list[str], list[str]]:
-    """Load and `measure` one engine after the other; see `measure_engines`."""
-
-    def measured_one(spec: EngineSpec) -> tuple[Measured, list[str]]:
-        messages = [SMALL] if spec.source == EMBEDDED else []
-        if spec.kind == EMBEDDINGS:
-            begin, train = time.monotonic(), baseline_rows(sets.train, messages, what=spec.name)
-            engine = open_title_engine(spec, train, asking=asking)
-            cost: dict[str, Any] | None = fitted_cost(len(train), begin, engine.device)
-        else:
-            engine, cost = open_title_engine(spec, [], asking=asking), training_cost(spec, hub=asking.hub)
-            if cost and cost["sha256"] != hash_pairs(sets.train):
-                messages.append(
-                    f"{spec.name} was trained on other pairs ({cost['rows']:,}) than the given ones; they "
-                    "may include pairs that it is measured on"
-                )
-        facts: dict[str, Any] = {"name": spec.name, "kind": spec.kind, "training": cost}
-        facts |= {"device": device_name(engine.device), "notes": engine.notes(pairs)}
-        return measure(engine.scores, pairs, labels=None, alone=alone, **facts), messages
-
-    return measure_each(specs, measured_one)
 
 
 def measure_title_baselines(

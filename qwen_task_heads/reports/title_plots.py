@@ -1,16 +1,7 @@
-"""Plots of a run: training curves, and accuracy over the score gap.
-
-Design decisions:
-
-- `Figure` objects are drawn by the Agg canvas, without pyplot, its global state and its windows.
-- Colours are of the Okabe-Ito palette, each with its own marker or line style, for readers with colour vision
-  deficiency.
-- matplotlib is imported when a plot is drawn, so that the import of this module is fast.
-"""
+"""Plots of a run: training curves, and accuracy over the score gap of titles."""
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -20,10 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.metrics.ranking import wilson_interval
+from qwen_task_heads.reports.plots import BLUE, GREY, ORANGE, invalid, new_figure, save_figure, shares_figure
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8C8C8C"  # Okabe & Ito 2008
 HISTOGRAM_BINS = 30
 LEGEND: dict[str, Any] = {"edgecolor": "none", "framealpha": 0.9}  # readable over a line
 OUTLIERS = 0.05  # maximum share of values above the loss axis
@@ -65,15 +54,10 @@ def training_curves(
     """
     series = {key: _series(log_history, key) for key in ("loss", "eval_loss", accuracy_key)}
     if not any(steps for steps, _ in series.values()):
-        raise TaskHeadsError(
-            Problem(
-                "log history",
-                f"found {len(log_history)} log entries without finite values",
-                f"entries with step and loss, eval_loss or {accuracy_key}",
-                "log at least once: set logging_steps",
-                code="value-missing",
-            )
-        )
+        found = f"found {len(log_history)} log entries without finite values"
+        expected = f"entries with step and loss, eval_loss or {accuracy_key}"
+        fix = "log at least once: set logging_steps"
+        raise invalid("log history", found, expected, fix, code="value-missing")
     has_accuracy = bool(series[accuracy_key][0])
     figure = new_figure(9.0 if has_accuracy else 5.0, 3.6)
     axes = figure.subplots(1, 2 if has_accuracy else 1, squeeze=False, sharex=True)[0]
@@ -117,47 +101,20 @@ def gap_against_accuracy(gaps: ArrayLike, correct: ArrayLike, path: str | Path, 
     """
     size, credit = np.abs(np.asarray(gaps, np.float64)), np.asarray(correct, np.float64)
     if size.ndim != 1 or size.shape != credit.shape or not len(size):
-        raise TaskHeadsError(
-            Problem(
-                "gap plot",
-                f"found shapes {size.shape} and {credit.shape}",
-                "two arrays of shape (B,) with B ≥ 1",
-                "give one credit per gap",
-                code="argument-type",
-            )
-        )
+        found = f"found shapes {size.shape} and {credit.shape}"
+        raise invalid("gap plot", found, "two arrays of shape (B,) with B ≥ 1", "give one credit per gap")
     if not (np.isfinite(size).all() and np.isfinite(credit).all()):
-        raise TaskHeadsError(
-            Problem(
-                "gap plot",
-                "found values that are not finite",
-                "finite gaps and credits",
-                "check the scores",
-                code="number-not-finite",
-            )
-        )
+        found, expected = "found values that are not finite", "finite gaps and credits"
+        raise invalid("gap plot", found, expected, "check the scores", code="number-not-finite")
     edges = np.unique(np.quantile(size, np.linspace(0, 1, bins + 1)))
     if len(edges) < 2:  # all gaps equal
         edges = np.array([edges[0] - 0.5, edges[0] + 0.5])
     slot = np.clip(np.searchsorted(edges, size, side="right") - 1, 0, len(edges) - 2)
-    count = np.bincount(slot, minlength=len(edges) - 1)
-    kept = count > 0
-    right = np.bincount(slot, weights=credit, minlength=len(count))[kept]
-    centre = np.bincount(slot, weights=size, minlength=len(count))[kept] / count[kept]
-    share = right / count[kept]
-    ends = [wilson_interval(s, count=int(n)) for s, n in zip(share, count[kept], strict=True)]
-    low, high = np.array(ends).T
-
-    figure = new_figure(6.4, 4.8)
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    line = np.linspace(0, max(float(size.max()), 1e-6), 200)
-    top.plot(line, 100 / (1 + np.exp(-line)), color=GREY, linestyle="--", label="P(preferred) = σ(gap)")
-    error = 100 * np.array([share - low, high - share])
-    style = {"fmt": "o", "color": BLUE, "capsize": 3, "markersize": 5}
-    top.errorbar(centre, 100 * share, yerr=error, label="pairs of the bin, 95% interval", **style)
+    x = np.linspace(0, max(float(size.max()), 1e-6), 200)
+    line = (x, 100 / (1 + np.exp(-x)), "P(preferred) = σ(gap)")
+    figure, top, bottom = shares_figure(size, credit, bins=slot, line=line, points="pairs")
     top.axhline(50, color=GREY, linestyle=":", linewidth=1)
     top.set(ylabel="pairs in the right order (%)", title=f"Score gap against accuracy ({len(size)} pairs)")
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)  # outside, so that it covers no point
     bottom.hist(size, bins=HISTOGRAM_BINS, color=BLUE, alpha=0.45, edgecolor="white")
     bottom.set(xlabel="score gap of the two titles (score units)", ylabel="pairs")
     return save_figure(figure, path)
@@ -201,34 +158,3 @@ def _limit_outliers(axes: Any, drawn: Sequence[tuple[list[float], list[float]]])
     above = [step for step, value in points if value > end]
     label = f"above the axis: {len(above)} (up to {largest:.3g})"
     axes.plot(above, [end] * len(above), "^", color=GREY, markersize=6, clip_on=False, label=label)
-
-
-def new_figure(width: float, height: float) -> Any:
-    """Return an empty Agg figure; width and height are in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save_figure(figure: Any, path: str | Path, *, grid: bool = True) -> Path:
-    """Style the axes and write the file at 150 dots per inch; `grid=False` for images."""
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        if grid:
-            axes.grid(axis="y", linewidth=0.5, alpha=0.4)
-            axes.set_axisbelow(True)
-        axes.title.set_fontsize(11)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # matplotlib logs a warning for fonts that have a single weight other than normal.
-    fonts = logging.getLogger("matplotlib.font_manager")
-    level = fonts.level
-    fonts.setLevel(logging.ERROR)
-    try:
-        figure.savefig(path, dpi=150)
-    finally:
-        fonts.setLevel(level)
-    return path

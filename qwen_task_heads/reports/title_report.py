@@ -1,75 +1,48 @@
-"""Report of a title run: calibrate, save, measure on dev and test, write all files, print a summary.
-
-Every metric on the card, in the summary and in the plots comes from the dictionary of `metrics.json`.
-`Scorer` computes the scores, as it does for users; the training loop does not.
-"""
+"""Report of a title run; `run_report.py` has the steps."""
 
 from __future__ import annotations
 
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.data.examples import PairExample
-from qwen_task_heads.data.lookups import leak_lines, look_up_titles, report_titles
-from qwen_task_heads.data.title_datasets import TitleSets, hash_pairs
+from qwen_task_heads.data.lookups import look_up_titles
+from qwen_task_heads.data.title_datasets import hash_pairs
 from qwen_task_heads.inference.rewards import reward_constants
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.metrics.calibration import PAIRS, calibration_metrics
 from qwen_task_heads.metrics.lookup_baseline import LOOKUP
 from qwen_task_heads.metrics.ranking import mean_metric, pair_credit, ranking_metrics
 from qwen_task_heads.metrics.title_baselines import TfidfBradleyTerry, baseline_rows, longer_title
-from qwen_task_heads.metrics.verdicts import PAIR_ACCURACY, give_verdict, mean_measure, pair_measure
-from qwen_task_heads.reports.calibration import (
-    calibrate_titles,
-    measured_titles,
-    update_config,
-)
-from qwen_task_heads.reports.calibration_summary import calibration_line
-from qwen_task_heads.reports.card_facts import Trained, picked_note
-from qwen_task_heads.reports.card_lines import lookup_line, verdict_lines
+from qwen_task_heads.metrics.verdicts import PAIR_ACCURACY, mean_measure, pair_measure
+from qwen_task_heads.reports.calibration import calibrate_titles, measured_titles, update_config
 from qwen_task_heads.reports.finishing import (
-    MODEL,
-    SMALL,
-    RunRecord,
+    FinishedTraining,
+    Trained,
     attempt,
     initial_messages,
     python_command,
     save_first,
-    split_facts,
-    trained_line,
-    training_facts,
-    write_record,
 )
-from qwen_task_heads.reports.records import keep_reference
+from qwen_task_heads.reports.records import MODEL, keep_reference
+from qwen_task_heads.reports.run_report import Plots, RunReport
 from qwen_task_heads.reports.text_plots import risk_coverage_plot
-from qwen_task_heads.reports.title_card import accuracy_rows, title_card
+from qwen_task_heads.reports.title_card import accuracy_rows
 from qwen_task_heads.reports.title_plots import gap_against_accuracy, training_curves
 from qwen_task_heads.training.usage import Usage
 from qwen_task_heads.verification.reference import take_reference
 
 LONGER, TFIDF = "the longer title wins", "TF-IDF Bradley-Terry"
+Scores = tuple[np.ndarray, np.ndarray]  # of chosen and rejected titles, (B,) each
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run(RunRecord):
-    """Record of a title run; for the other fields see `RunRecord`.
-
-    Args:
-        sets: data of training and evaluation.
-    """
-
-    sets: TitleSets
-
-
-def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -> dict[str, Any]:
+def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: FinishedTraining) -> dict[str, Any]:
     """Save the model and its report, print the summary, and return the metrics.
 
     Args:
@@ -77,7 +50,7 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
         tokenizer: with the compiled template.
         folder: output folder of the model, `metrics.json`, `predictions.jsonl`, `manifest.json`,
             `README.md` and plots.
-        run: record of the run.
+        run: the finished training.
     """
     scorer, messages = Scorer(model.eval(), tokenizer=tokenizer), initial_messages(model, run)
     dev_scores = None
@@ -91,44 +64,13 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
         )
     finally:  # save the model even if the calibration is interrupted
         folder = save_first(model, tokenizer=tokenizer, folder=folder)
-    fit_rows = baseline_rows(run.sets.train, messages)
-    tfidf = attempt(lambda: TfidfBradleyTerry().fit(fit_rows), "no TF-IDF baseline", messages)
-    splits = {"dev": run.sets.dev, "test": run.sets.test}
-    metrics: dict[str, Any] = {
-        "seed": run.seed,
-        "train": {"pairs": len(run.sets.train), **training_facts(run)},
-        "data": split_facts({"train": run.sets.train, **splits}, run.sets.were_cut, hash_pairs, "pairs"),
-    }
-    lookups = {
-        split: report_titles(run.sets.train, pairs, split=split) for split, pairs in splits.items() if pairs
-    }
-    messages += leak_lines(lookups, were_cut=run.sets.were_cut)
-    scores, credits = {}, {}
-    for split, report in lookups.items():
-        pairs = splits[split]
-        if split == "dev" and dev_scores is not None:
-            scores[split] = dev_scores
-        else:
-            scores[split] = _score(scorer, pairs, run.usage)
-        credits[split] = _baseline_credits(pairs, run.sets.train, tfidf=tfidf, use_lookup=report.known > 0)
-        metrics[split] = _measure(pairs, *scores[split], baselines=credits[split])
-    if model.config.calibration:
-        groups = {split: [pair.group for pair in splits[split]] for split in scores}
-        ours = {split: metrics[split][MODEL] for split in scores}
-        metrics["calibration"] = measured_titles(scores, groups, model.config, after=ours)
-        update_config(model.config, folder, calibration=metrics["calibration"])
-    metrics["reward"] = _write_reward_constants(model, folder, run.sets.dev, *scores["dev"])
-    reported = "test" if run.sets.test else "dev"
-    metrics["lookup"] = {split: report.as_dict() for split, report in lookups.items()}
-    metrics["verdict"] = _verdict(splits[reported], scores[reported], credits[reported])
-    if metrics["verdict"]:
-        metrics["verdict"] = {"split": reported, **metrics["verdict"]}
-    plots = _plots(folder, run, scores[reported], metrics, messages)
-    metrics["notes"] = messages
-    _write_predictions(folder / "predictions.jsonl", splits[reported], *scores[reported])
-    card = title_card(Trained.of(model), folder, metrics, reported, run, plots=plots)
-    write_record(folder, run, metrics=metrics, card=card, reported=reported, main="pair_accuracy")
-    _print_summary(metrics, reported, folder, run)
+
+    def scores(pairs: Sequence[PairExample]) -> Scores:
+        if dev_scores is not None and pairs is run.sets.dev:
+            return dev_scores
+        return _score(scorer, pairs, run.usage)
+
+    metrics = TitleReport(Trained.of(model), run, folder=folder, messages=messages, outputs=scores).write()
     prompted = [pair for pair in run.sets.dev if pair.prompt]
     if prompted:
         texts = {
@@ -141,62 +83,112 @@ def finish_titles(model: Any, *, tokenizer: Any, folder: str | Path, run: Run) -
     return metrics
 
 
-def _verdict(
-    pairs: Sequence[PairExample],
-    scores: tuple[np.ndarray, np.ndarray],
-    credits: Mapping[str, np.ndarray],
-) -> dict[str, Any] | None:
-    """Compare the model with the best baseline, by pair accuracy."""
-    measures = {MODEL: pair_measure(*scores)}
-    measures |= {name: mean_measure(credit, name=PAIR_ACCURACY) for name, credit in credits.items()}
-    return give_verdict(
-        measures,
-        model=MODEL,
-        metric=PAIR_ACCURACY,
-        groups=[pair.group for pair in pairs],
-        count=len(pairs),
-        beside=TFIDF,
-    )
+class TitleReport(RunReport):
+    """Report of a title scorer; its outputs are the scores of chosen and rejected titles."""
 
+    TFIDF, ROWS, DIGEST = TFIDF, "pairs", staticmethod(hash_pairs)
 
-def _plots(
-    folder: Path,
-    run: Run,
-    scores: tuple[np.ndarray, np.ndarray],
-    metrics: dict[str, Any],
-    messages: list[str],
-) -> dict[str, str]:
-    """Draw the plots; return the title and file name of each plot."""
-    gaps, credit = np.subtract(*scores), pair_credit(*scores)
-    baselines = {
-        name: entry["pair_accuracy"]["value"] for name, entry in metrics["dev"].items() if name != MODEL
-    }
-    gap_file, curves_file = folder / "gap_against_accuracy.png", folder / "training.png"
-    plots = {
-        "Score gap against accuracy": attempt(
-            lambda: gap_against_accuracy(gaps, credit, gap_file), "no plot", messages
-        ),
-        "Training": attempt(
-            lambda: training_curves(run.log_history, curves_file, baselines=baselines), "no plot", messages
-        ),
-    }
-    if curve := metrics.get("calibration", {}).get("risk_coverage"):
-        risk_file = folder / "risk_coverage.png"
-        plots["Risk and coverage"] = attempt(
-            lambda: risk_coverage_plot(curve, risk_file), "no plot", messages
+    def __init__(self, model: Trained, run: FinishedTraining, **options: Any) -> None:
+        super().__init__(model, run, **options)
+        self.scores: dict[str, Scores] = {}
+        self.credits: dict[str, dict[str, np.ndarray]] = {}  # (B,) of each baseline, by split
+
+    def _fit_baselines(self) -> None:
+        rows = baseline_rows(self.run.sets.train, self.messages)
+        self.tfidf = attempt(lambda: TfidfBradleyTerry().fit(rows), "no TF-IDF baseline", self.messages)
+
+    def _measure(self, split: str, rows: Sequence[PairExample]) -> dict[str, Any]:
+        chosen, rejected = self.scores[split] = self.outputs(rows)
+        groups = [pair.group for pair in rows]
+        ours = ranking_metrics(
+            chosen,
+            rejected,
+            groups=groups,
+            chosen_lengths=np.array([len(pair.chosen) for pair in rows]),
+            rejected_lengths=np.array([len(pair.rejected) for pair in rows]),
         )
-    return {title: path.name for title, path in plots.items() if path}
+        ours |= calibration_metrics(PAIRS, np.stack([chosen, rejected], axis=1), groups=groups)
+        metrics = {MODEL: ours}
+        self.credits[split] = self._baseline_credits(rows, use_lookup=self.lookups[split].known > 0)
+        for name, credit in self.credits[split].items():
+            ties = None if name == LONGER else int((credit == 0.5).sum())
+            metrics[name] = {PAIR_ACCURACY: mean_metric(credit, groups=groups, ties=ties).as_dict()}
+        return metrics
 
+    def _baseline_credits(self, pairs: Sequence[PairExample], *, use_lookup: bool) -> dict[str, np.ndarray]:
+        """Return the credit (B,) of each baseline on the pairs."""
+        credits = {LONGER: longer_title(pairs)}
+        if self.tfidf is not None:
+            sides = [[p.chosen for p in pairs], [p.rejected for p in pairs]]
+            credits[TFIDF] = pair_credit(*(self.tfidf.score(side) for side in sides))
+        if use_lookup:
+            credits[LOOKUP] = pair_credit(*look_up_titles(self.run.sets.train, pairs)[:2])
+        return credits
 
-def _write_reward_constants(
-    model: Any, folder: Path, pairs: Sequence[PairExample], chosen: np.ndarray, rejected: np.ndarray
-) -> dict[str, float]:
-    """Write the constants of `TitleReward` to the saved config, from the distinct titles of dev."""
-    titles = {(pair.prompt, pair.chosen): score for pair, score in zip(pairs, chosen, strict=True)}
-    titles |= {(pair.prompt, pair.rejected): score for pair, score in zip(pairs, rejected, strict=True)}
-    constants = reward_constants(list(titles.values()), [len(title) for _, title in titles])
-    update_config(model.config, folder, **constants)
-    return constants
+    def _summarize(self) -> None:
+        config, metrics = self.model.config, self.metrics
+        if config.calibration:
+            groups = {split: [pair.group for pair in rows] for split, rows in self.splits.items()}
+            ours = {split: metrics[split][MODEL] for split in self.scores}
+            metrics["calibration"] = measured_titles(self.scores, groups, config, after=ours)
+            update_config(config, self.folder, calibration=metrics["calibration"])
+        dev, (chosen, rejected) = self.splits["dev"], self.scores["dev"]  # their distinct titles:
+        titles = {(pair.prompt, pair.chosen): score for pair, score in zip(dev, chosen, strict=True)}
+        titles |= {(pair.prompt, pair.rejected): score for pair, score in zip(dev, rejected, strict=True)}
+        metrics["reward"] = reward_constants(list(titles.values()), [len(title) for _, title in titles])
+        update_config(config, self.folder, **metrics["reward"])
+        self._add_lookup_and_verdict()
+
+    def _measures(self) -> Mapping[str, Any]:
+        credits = self.credits[self.reported]
+        of_baselines = {name: mean_measure(credit, name=PAIR_ACCURACY) for name, credit in credits.items()}
+        return {MODEL: pair_measure(*self.scores[self.reported]), **of_baselines}
+
+    def _plots(self) -> Plots:
+        scores, log = self.scores[self.reported], self.run.log_history
+        gaps, credit = np.subtract(*scores), pair_credit(*scores)
+        baselines = self._baseline_values()
+        wanted: dict[str, Any] = {
+            "Score gap against accuracy": (
+                "gap_against_accuracy.png",
+                lambda path: gap_against_accuracy(gaps, credit, path),
+            ),
+            "Training": ("training.png", lambda path: training_curves(log, path, baselines=baselines)),
+        }
+        if curve := self.metrics.get("calibration", {}).get("risk_coverage"):
+            wanted["Risk and coverage"] = ("risk_coverage.png", lambda path: risk_coverage_plot(curve, path))
+        return wanted
+
+    def _write_rows(self, rows: Sequence[PairExample]) -> None:
+        _write_predictions(self.folder / "predictions.jsonl", rows, *self.scores[self.reported])
+
+    def _description(self) -> str:
+        return "a title scorer"
+
+    def _measured_on(self, main: Mapping[str, Any]) -> str:
+        return (
+            f"Pair accuracy on {self.reported}: {main['n']:,} pairs of {main['n_groups']:,} groups, "
+            "95% interval over them"
+        )
+
+    def _table(self) -> list[str]:
+        found = self.metrics[self.reported]
+        rows = accuracy_rows({name: entry[PAIR_ACCURACY] for name, entry in found.items()})
+        width = max(len(row["name"]) for row in rows)
+        return [f"  {row['name']:<{width}}  {row['value']}  ({row['low']} to {row['high']})" for row in rows]
+
+    def _next_commands(self) -> list[str]:
+        command = [python_command(), "-m", "qwen_task_heads", str(self.folder)]
+        command += ["Budget passes", "What the new budget means for your rent"]
+        if any(pair.prompt for pair in self.run.sets.train):  # scores depend on the prompt
+            command += ["--prompt", "Parliament has passed the budget."]
+        return [
+            "Next, score titles of your own:",
+            f"  {shlex.join(command)}",
+            "or load it without this package:",
+            f"  AutoModelForSequenceClassification.from_pretrained({str(self.folder)!r}, "
+            "trust_remote_code=True)",
+        ]
 
 
 def _score(scorer: Scorer, pairs: Sequence[PairExample], usage: Usage) -> tuple[np.ndarray, np.ndarray]:
@@ -208,43 +200,6 @@ def _score(scorer: Scorer, pairs: Sequence[PairExample], usage: Usage) -> tuple[
         found = scorer.score([title for _, title in distinct], prompts=prompts if any(prompts) else None)
     scores = np.array(found)[index]
     return scores[: len(pairs)], scores[len(pairs) :]
-
-
-def _baseline_credits(
-    pairs: Sequence[PairExample], train: Sequence[PairExample], *, tfidf: Any, use_lookup: bool
-) -> dict[str, np.ndarray]:
-    """Return the credit (B,) of each baseline on the pairs."""
-    credits = {LONGER: longer_title(pairs)}
-    if tfidf is not None:
-        sides = [[p.chosen for p in pairs], [p.rejected for p in pairs]]
-        credits[TFIDF] = pair_credit(*(tfidf.score(side) for side in sides))
-    if use_lookup:
-        credits[LOOKUP] = pair_credit(*look_up_titles(train, pairs)[:2])
-    return credits
-
-
-def _measure(
-    pairs: Sequence[PairExample],
-    chosen: np.ndarray,
-    rejected: np.ndarray,
-    *,
-    baselines: Mapping[str, np.ndarray],
-) -> dict[str, Any]:
-    """Return the metrics of the model and the baselines on the same pairs."""
-    groups = [pair.group for pair in pairs]
-    ours = ranking_metrics(
-        chosen,
-        rejected,
-        groups=groups,
-        chosen_lengths=np.array([len(pair.chosen) for pair in pairs]),
-        rejected_lengths=np.array([len(pair.rejected) for pair in pairs]),
-    )
-    ours |= calibration_metrics(PAIRS, np.stack([chosen, rejected], axis=1), groups=groups)
-    metrics = {MODEL: ours}
-    for name, credit in baselines.items():
-        ties = None if name == LONGER else int((credit == 0.5).sum())
-        metrics[name] = {"pair_accuracy": mean_metric(credit, groups=groups, ties=ties).as_dict()}
-    return metrics
 
 
 def _write_predictions(
@@ -270,40 +225,3 @@ def _write_predictions(
             if pair.prompt:
                 row["prompt"] = pair.prompt
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _print_summary(metrics: dict[str, Any], reported: str, folder: Path, run: Run) -> None:
-    """Print the table of accuracies and the next command."""
-    rows = accuracy_rows({name: entry["pair_accuracy"] for name, entry in metrics[reported].items()})
-    width = max(len(row["name"]) for row in rows)
-    ours = rows[0]
-    lines = [
-        "",
-        trained_line(f"a title scorer on {len(run.sets.train):,} pairs", run),
-        f"Pair accuracy on {reported}: {ours['n']} pairs of {ours['n_groups']} groups, 95% interval over them"
-        + picked_note(run, reported, "pairs"),
-        "",
-        *(f"  {row['name']:<{width}}  {row['value']}  ({row['low']} to {row['high']})" for row in rows),
-        "",
-        *verdict_lines(metrics),
-    ]
-    if lookup := lookup_line(metrics, reported):
-        lines.append(lookup)
-    if "calibration" in metrics:
-        lines.append(calibration_line(metrics["calibration"], reported))
-    if run.backbone == EMBEDDED:
-        lines.append(SMALL)
-    command = [python_command(), "-m", "qwen_task_heads", str(folder)]
-    command += ["Budget passes", "What the new budget means for your rent"]
-    if any(pair.prompt for pair in run.sets.train):  # scores depend on the prompt
-        command += ["--prompt", "Parliament has passed the budget."]
-    lines += [
-        "",
-        *(f"note: {note}" for note in metrics["notes"]),
-        f"Everything is in {folder}: model, card (README.md), metrics.json, predictions.jsonl, plots.",
-        "Next, score titles of your own:",
-        f"  {shlex.join(command)}",
-        "or load it without this package:",
-        f"  AutoModelForSequenceClassification.from_pretrained({str(folder)!r}, trust_remote_code=True)",
-    ]
-    print("\n".join(lines), flush=True)

@@ -7,19 +7,20 @@ here; `titles.py`, `texts.py` and `generative.py` add data, model and report.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import TrainerCallback, set_seed
 
-from qwen_task_heads.models import adapter_config
+from qwen_task_heads.models import adapter_config, load_tokenizer
 from qwen_task_heads.publishing.target import PublishTarget, publish_target_of
-from qwen_task_heads.reports.records import record_of
-from qwen_task_heads.tracking.callbacks import track
+from qwen_task_heads.reports.finishing import FinishedTraining
+from qwen_task_heads.tracking.open_trackers import track
 from qwen_task_heads.training.arguments import run_identity
 from qwen_task_heads.training.callbacks import check_world
 from qwen_task_heads.training.checkpoints import VerifiedCheckpointCallback, open_output
 from qwen_task_heads.training.checkpoints import train as train_or_resume
 from qwen_task_heads.training.sharding import whole_model
+from qwen_task_heads.training.warm_start import take_template
 
 
 class Run:
@@ -39,10 +40,12 @@ class Run:
             that is not installed.
     """
 
+    PROCESSES: ClassVar[int | None] = None  # the only number that the run can use; any if None
+
     def __init__(self, task: Any, args: Any, model_args: Any) -> None:
         self.task, self.args, self.model_args = task, args, model_args
         args.announce(task, model_args)
-        check_world(task.num_processes, running=args.world_size)
+        check_world(self.PROCESSES or task.num_processes, running=args.world_size)
         self.target: PublishTarget | None = publish_target_of(task, args, model_args)
         self.trackers = track(args, task=task)
         self.datasets: Any = None
@@ -108,16 +111,41 @@ class Run:
         trainer.accelerator.end_training()
         return trained
 
-    def record(self, trainer: Any, *, config: Any, adapter: Any = None) -> dict[str, Any]:
-        """Return the facts of the run that its report needs, data apart."""
-        return record_of(
+    def finish(self, trainer: Any) -> None:
+        """Save, evaluate, report and publish; on the main process."""
+        trained = self.collect(trainer, self._build)
+        if self.is_main:  # evaluation and publishing may outlast the timeout of other processes
+            self._report(trained, trainer)
+            self.publish()
+
+    def _build(self) -> Any:
+        """Build the model as before training."""
+        raise NotImplementedError
+
+    def _report(self, trained: Any, trainer: Any) -> None:
+        """Save the trained model and write its report."""
+        raise NotImplementedError
+
+    def _finished(self, trainer: Any, *, config: Any, adapter: Any = None, **more: Any) -> FinishedTraining:
+        """Return the finished training, from which the report is written."""
+        return FinishedTraining.of(
             trainer,
             task=self.task,
             model_args=self.model_args,
             config=config,
             adapter=adapter or self.adapter,
             resumed=self.checkpoint is not None,
+            **{"sets": self.datasets, **more},
         )
+
+    def _load_head_model(self, template: Any) -> tuple[Any, Any]:
+        """Return a model with its head, and the tokenizer, without a template yet if one is given."""
+        model, hub = self._build(), self.task.hub
+        name, revision = self.model_args.model_name_or_path, model.config.backbone_revision
+        tokenizer = load_tokenizer(name, revision=revision, hub=hub)
+        take_template(tokenizer, None if template else self.task.init_head, hub=hub)
+        self._config = model.config
+        return model, tokenizer
 
     def publish(self) -> None:
         """Publish the folder of the run if `--push_to_hub` asks for it."""

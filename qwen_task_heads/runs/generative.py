@@ -14,7 +14,6 @@ from qwen_task_heads.generators import base_of, load_generator
 from qwen_task_heads.inference.label_scorer import LabelScorer
 from qwen_task_heads.models import load_tokenizer
 from qwen_task_heads.reports.generative_report import finish_answers
-from qwen_task_heads.reports.text_report import TextRun
 from qwen_task_heads.runs.base import Run
 from qwen_task_heads.tokenization.equal_rows import check_equal
 from qwen_task_heads.tokenization.label_prompts import AnswerPrompts
@@ -25,7 +24,7 @@ from qwen_task_heads.training.sft_trainer import answer_dataset, equal_answers
 
 
 class GenerativeRun(Run):
-    """A run of `recipes/sft_classify.py`; its methods are called in the order in which they stand.
+    """A run of `recipes/sft_classify.py`; its methods are called in the order of their definition.
 
     Example:
         >>> from qwen_task_heads import GenerativeRun
@@ -97,21 +96,16 @@ class GenerativeRun(Run):
             "callbacks": self.callbacks(),
         }
 
-    def finish(self, trainer: Any) -> None:
-        """Save, evaluate, report and publish; on the main process."""
-        trained = self.collect(trainer, self._build)
-        if self.is_main:  # evaluation and publishing may outlast the timeout of other processes
-            record = self.record(trainer, config=trained.config, adapter=trainer.is_adapter)
-            run = TextRun(sets=self.datasets, cut=self._truncation, **record)
-            finish_answers(
-                trained,
-                scorer=self.scorer,
-                tokenizer=trainer.processing_class,
-                folder=self.args.output_dir,
-                run=run,
-                base=self._base,
-            )
-            self.publish()
+    def _report(self, trained: Any, trainer: Any) -> None:
+        more = {"adapter": trainer.is_adapter, "truncation": self._truncation}
+        finish_answers(
+            trained,
+            scorer=self.scorer,
+            tokenizer=trainer.processing_class,
+            folder=self.args.output_dir,
+            run=self._finished(trainer, config=trained.config, **more),
+            base=self._base,
+        )
 
     def _build(self) -> Any:
         return load_generator(

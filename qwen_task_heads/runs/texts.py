@@ -11,19 +11,19 @@ from transformers import EarlyStoppingCallback
 from qwen_task_heads.data.sequences import sources_of
 from qwen_task_heads.data.text_datasets import TextSets
 from qwen_task_heads.metrics.classification import dev_metrics
-from qwen_task_heads.models import build, load_tokenizer, saved_task
-from qwen_task_heads.reports.text_report import TextRun, finish_texts
+from qwen_task_heads.models import build, saved_task
+from qwen_task_heads.reports.text_report import finish_texts
 from qwen_task_heads.runs.base import Run
 from qwen_task_heads.tokenization.collators import TextCollator, text_datasets
 from qwen_task_heads.tokenization.templates import bind_template
 from qwen_task_heads.training.added_labels import read_datasets_for
 from qwen_task_heads.training.classifier_arguments import MAX_SEQ_LENGTH, parse_classifier_arguments
 from qwen_task_heads.training.run_checks import resume_hazards
-from qwen_task_heads.training.warm_start import load_head, take_template
+from qwen_task_heads.training.warm_start import load_head
 
 
 class ClassifierRun(Run):
-    """A run of `recipes/classify.py`; its methods are called in the order in which they stand.
+    """A run of `recipes/classify.py`; its methods are called in the order of their definition.
 
     Example:
         >>> from qwen_task_heads import ClassifierRun
@@ -56,13 +56,8 @@ class ClassifierRun(Run):
 
     def load_model(self) -> tuple[Any, Any]:
         """Return the model with its head, and the tokenizer with its template."""
-        model, hub = self._build(), self.task.hub
-        self._config = model.config
-        tokenizer = load_tokenizer(
-            self.model_args.model_name_or_path, revision=model.config.backbone_revision, hub=hub
-        )
-        template = self.task.template_for(self.datasets.labels)
-        take_template(tokenizer, None if template else self.task.init_head, hub=hub)
+        hub, template = self.task.hub, self.task.template_for(self.datasets.labels)
+        model, tokenizer = self._load_head_model(template)
         bind_template(tokenizer, model.config, template=template, pairs=self.datasets.have_pairs)
         load_head(model, self.task.init_head, tokenizer=tokenizer, messages=self.datasets.lines, hub=hub)
         return model, tokenizer
@@ -100,14 +95,9 @@ class ClassifierRun(Run):
         self.print_messages([*resume_hazards(self.args, early_stopping=stops), *self.task.messages()])
         super().train(trainer, scored=scored or len(self.datasets.dev) + len(self.datasets.test))
 
-    def finish(self, trainer: Any) -> None:
-        """Save, evaluate, report and publish; on the main process."""
-        trained = self.collect(trainer, self._build)
-        if self.is_main:  # evaluation and publishing may outlast the timeout of other processes
-            record = self.record(trainer, config=self._config)
-            run = TextRun(sets=self.datasets, cut=self._truncation, **record)
-            finish_texts(trained, tokenizer=trainer.processing_class, folder=self.args.output_dir, run=run)
-            self.publish()
+    def _report(self, trained: Any, trainer: Any) -> None:
+        run = self._finished(trainer, config=self._config, truncation=self._truncation)
+        finish_texts(trained, tokenizer=trainer.processing_class, folder=self.args.output_dir, run=run)
 
     def _build(self) -> Any:
         data = self.datasets

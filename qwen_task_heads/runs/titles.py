@@ -12,21 +12,21 @@ from datasets import Dataset
 from qwen_task_heads.data.sequences import pick, sources_of
 from qwen_task_heads.data.title_datasets import TitleSets, read_title_sets
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.models import build, load_tokenizer
-from qwen_task_heads.reports import title_report
+from qwen_task_heads.models import build
+from qwen_task_heads.reports.title_report import finish_titles
 from qwen_task_heads.runs.base import Run
 from qwen_task_heads.tokenization.collators import group_dataset, pair_dataset
 from qwen_task_heads.tokenization.equal_rows import check_equal
 from qwen_task_heads.tokenization.templates import compile_template
 from qwen_task_heads.training.callbacks import SwappedLabelsCallback
-from qwen_task_heads.training.group_losses import GROUP_LOSSES, unused_signals
+from qwen_task_heads.training.losses import GROUP_LOSSES, unused_signals
 from qwen_task_heads.training.run_checks import resume_hazards
 from qwen_task_heads.training.title_arguments import parse_title_arguments
-from qwen_task_heads.training.warm_start import load_head, take_template
+from qwen_task_heads.training.warm_start import load_head
 
 
 class TitleRun(Run):
-    """A run of `recipes/reward_titles.py`; its methods are called in the order in which they stand.
+    """A run of `recipes/reward_titles.py`; its methods are called in the order of their definition.
 
     Example:
         >>> from qwen_task_heads import TitleRun
@@ -65,15 +65,11 @@ class TitleRun(Run):
 
     def load_model(self) -> tuple[Any, Any]:
         """Return the model with its head, and the tokenizer with its template."""
-        model, hub = self._build(), self.task.hub
-        self._config = model.config
-        tokenizer = load_tokenizer(
-            self.model_args.model_name_or_path, revision=model.config.backbone_revision, hub=hub
-        )
-        family, template = model.model.config.model_type, self.task.template()
-        take_template(tokenizer, None if template else self.task.init_head, hub=hub)
+        template = self.task.template()
+        model, tokenizer = self._load_head_model(template)
+        family = model.model.config.model_type
         compile_template(tokenizer, template=template, model_type=family, max_length=self.args.max_length)
-        load_head(model, self.task.init_head, tokenizer=tokenizer, hub=hub)
+        load_head(model, self.task.init_head, tokenizer=tokenizer, hub=self.task.hub)
         return model, tokenizer
 
     def tokenize(self, tokenizer: Any) -> tuple[Dataset, Dataset]:
@@ -112,15 +108,11 @@ class TitleRun(Run):
         """Train or resume; dev and test are scored at the end."""
         super().train(trainer, scored=scored or len(self.datasets.dev) + len(self.datasets.test))
 
-    def finish(self, trainer: Any) -> None:
-        """Save, evaluate, report and publish; on the main process."""
-        trained = self.collect(trainer, self._build)
-        if self.is_main:  # evaluation and publishing may outlast the timeout of other processes
-            record = self.record(trainer, config=self._config)
-            run = title_report.Run(sets=self._read, warning=self.swapped.finding, **record)
-            folder = self.args.output_dir
-            title_report.finish_titles(trained, tokenizer=trainer.processing_class, folder=folder, run=run)
-            self.publish()
+    def _report(self, trained: Any, trainer: Any) -> None:
+        warning = self.swapped.finding
+        run = self._finished(trainer, config=self._config, sets=self._read, warning=warning)
+        folder = self.args.output_dir
+        finish_titles(trained, tokenizer=trainer.processing_class, folder=folder, run=run)
 
     def _build(self) -> Any:
         make = partial(build, self.model_args.model_name_or_path, hub=self.task.hub)

@@ -7,14 +7,31 @@ import os
 from dataclasses import dataclass, field
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.modelscope import HUBS
-from qwen_task_heads.serving.limits import RequestLimits
+from qwen_task_heads.hubs import HUBS, HUGGINGFACE
+from qwen_task_heads.inference.arguments import CommandLineOptions
 
 TOKEN = "QWEN_TASK_HEADS_API_KEY"
 
 
-@dataclass
-class ServeArguments:
+@dataclass(frozen=True)
+class RequestLimits:
+    """Limits of one request.
+
+    Args:
+        body_bytes: largest body.
+        rows: most texts or titles.
+        read_seconds: time in which headers, and then the body, must arrive.
+        answer_seconds: time from the body to the answer, waiting included.
+    """
+
+    body_bytes: int = 4 * 2**20
+    rows: int = 1000
+    read_seconds: float = 10.0
+    answer_seconds: float = 60.0
+
+
+@dataclass(kw_only=True)
+class ServeArguments(CommandLineOptions):
     """Options of the server.
 
     Args:
@@ -40,7 +57,7 @@ class ServeArguments:
         metadata={"help": f"Address to listen on; another than loopback needs the variable {TOKEN}."},
     )
     port: int = field(default=8000, metadata={"help": "Port; 0 for a free one."})
-    hub: str = field(default=HUBS[0], metadata={"choices": list(HUBS), "help": "Hub to load from."})
+    hub: str = field(default=HUGGINGFACE, metadata={"choices": list(HUBS), "help": "Hub to load from."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
     device: str = field(default="auto", metadata={"help": "Device; auto: the GPU if there is one."})
     dtype: str = field(

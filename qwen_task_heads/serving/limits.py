@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
 from typing import Any
 
 import h11
@@ -13,6 +12,7 @@ from fastapi.responses import JSONResponse
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from qwen_task_heads.errors import Problem
+from qwen_task_heads.serving.arguments import RequestLimits
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -28,23 +28,6 @@ STATUS = {
     "server-busy": 503,
     "server-error": 500,
 }
-
-
-@dataclass(frozen=True)
-class RequestLimits:
-    """Limits of one request.
-
-    Args:
-        body_bytes: largest body.
-        rows: most texts or titles.
-        read_seconds: time in which headers, and then the body, must arrive.
-        answer_seconds: time from the body to the answer, waiting included.
-    """
-
-    body_bytes: int = 4 * 2**20
-    rows: int = 1000
-    read_seconds: float = 10.0
-    answer_seconds: float = 60.0
 
 
 def refusal(*problems: Problem) -> JSONResponse:

@@ -60,8 +60,8 @@ class Endpoints:
             TaskHeadsError: logits that differ from the stored ones.
         """
         from qwen_task_heads.models import load_tokenizer
-        from qwen_task_heads.serving.routes import model_router
         from qwen_task_heads.serving.responder import Responder
+        from qwen_task_heads.serving.routes import model_router
 
         model_config = engine_client.model_config
         config = model_config.hf_config
@@ -72,13 +72,8 @@ class Endpoints:
         tokenizer = load_tokenizer(model_config.tokenizer, revision=model_config.tokenizer_revision)
         name = (args.served_model_name or [model_config.model])[0]
         router = model_router(Responder(config, tokenizer, engine.logits, name=name))
-        ours = {(route.path, method) for route in router.routes for method in route.methods}
-        kept = [
-            route
-            for route in self._app.router.routes
-            if not any((getattr(route, "path", None), m) in ours for m in getattr(route, "methods", None) or ())
-        ]
-        self._app.router.routes[:] = [*router.routes, *kept]
+        # The first route of a path answers: ours are put before those of vLLM.
+        self._app.router.routes[:] = [*router.routes, *self._app.router.routes]
         self._app.openapi_schema = None
 
 
@@ -95,13 +90,13 @@ class VllmEngine:
 
     async def logits(self, rows: list[list[int]]) -> torch.Tensor:
         """Return logits (n, L) of n rows of ids, fp32 on the CPU; long rows are cut as by the model."""
-        from qwen_task_heads.hubcode.modeling_task_heads import aggregate, pieces_of
+        from qwen_task_heads.hubcode.long_rows_task_heads import aggregate, pieces_of
 
         if self._config.model_type == "title_scorer":
             return await self._run(rows)
-        pieces = [pieces_of(row, self._config) for row in rows]
+        pieces = [pieces_of(self._config, row) for row in rows]
         logits = await self._run([piece for row in pieces for piece in row])
-        return aggregate(logits, [*map(len, pieces)], self._config)
+        return aggregate(self._config, logits, [*map(len, pieces)])
 
     async def _run(self, rows: list[list[int]]) -> torch.Tensor:
         return torch.stack(await asyncio.gather(*map(self._row, rows)))

@@ -20,8 +20,8 @@ from qwen_task_heads.data.example_columns import are_soft, numbers_of
 from qwen_task_heads.data.example_tables import have_second
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
 from qwen_task_heads.data.keys import repeated
-from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TaskHeadError
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at
+from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
 from qwen_task_heads.hubcode.encoding_task_heads import (
     EncodedTexts,
     cut_row,
@@ -30,6 +30,7 @@ from qwen_task_heads.hubcode.encoding_task_heads import (
     pad_rows,
     template_of,
 )
+from qwen_task_heads.hubcode.errors_task_heads import TaskHeadError
 from qwen_task_heads.tokenization.equal_rows import (
     check_equal,
     equal_classified,
@@ -307,9 +308,7 @@ def _encode_all(
     }:
         problem = "the template differs from that of the config" + (", which lacks pairs" if pairs else "")
         fix = f"call bind_template(..., {pairs=})"
-        raise TaskHeadsError(
-            Problem("tokenizer", problem, "the template of the config", fix, code="tokenizer-invalid")
-        )
+        raise error_at("tokenizer", problem, "the template of the config", fix, code="tokenizer-invalid")
     try:
         return encode_texts(
             tokenizer,

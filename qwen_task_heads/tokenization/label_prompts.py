@@ -18,7 +18,7 @@ from typing import Any
 
 from qwen_task_heads.data.few_shot import Shots
 from qwen_task_heads.data.labels import LabelMap
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 from qwen_task_heads.hubcode.encoding_task_heads import TEMPLATE_KEY
 from qwen_task_heads.tokenization.templates import Template, compile_template, control_ids, label_template
 
@@ -209,7 +209,7 @@ class AnswerPrompts:
                 problem = f"found {count:,} tokens of template, instruction, {parts} and answer"
                 expected = f"fewer than --max_length, {self.max_length:,}"
                 fix = f"raise it, or give fewer or shorter {parts}"
-                raise TaskHeadsError(Problem(where, problem, expected, fix, code="text-too-long"))
+                raise error_at(where, problem, expected, fix, code="text-too-long")
             fewer += shown is not None and len(shown) < len(shots[index] if shots else ())
             cut += len(text) > room
             kept = text[:room] if self.truncation == "head" else text[-room:]
@@ -262,7 +262,7 @@ def read_label_prompt(path: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         problem = f"the file cannot be read ({type(error).__name__}: {str(error)[:120]})"
         expected, fix = f"a valid {LABEL_PROMPT}", "fetch the model again"
-        raise TaskHeadsError(Problem(str(path), problem, expected, fix, code="config-invalid")) from error
+        raise error_at(str(path), problem, expected, fix, code="config-invalid") from error
 
 
 def instruction_for(labels: LabelMap, *, few_shot: bool = False) -> str:
@@ -287,9 +287,7 @@ def _scaffold(tokenizer: Any) -> tuple[str, str, str]:
     """
     where, fix = "chat template", "give a chat model, or set tokenizer.chat_template"
     if not tokenizer.chat_template:
-        raise TaskHeadsError(
-            Problem(where, "found none", "a tokenizer with one", fix, code="tokenizer-invalid")
-        )
+        raise error_at(where, "found none", "a tokenizer with one", fix, code="tokenizer-invalid")
     user = {"role": "user", "content": TEXT}
     options = {"tokenize": False, "enable_thinking": False}  # other templates ignore `enable_thinking`
     asked = tokenizer.apply_chat_template([user], add_generation_prompt=True, **options)
@@ -298,7 +296,7 @@ def _scaffold(tokenizer: Any) -> tuple[str, str, str]:
     if asked == without or asked.count(TEXT) != 1:
         problem = "found no generation prompt"
         expected = "a template with a generation prompt, after which the model answers"
-        raise TaskHeadsError(Problem(where, problem, expected, fix, code="tokenizer-invalid"))
+        raise error_at(where, problem, expected, fix, code="tokenizer-invalid")
     before, prompt = asked.split(TEXT)
     written, _, end = answered.partition(TEXT)[2].partition(ANSWER)
     if not _thinks(written) and (_thinks(prompt) or written.startswith(prompt)):
@@ -307,7 +305,7 @@ def _scaffold(tokenizer: Any) -> tuple[str, str, str]:
         return before, prompt, end
     problem = f"the generation prompt is {shorten(prompt)}, and an answer follows {shorten(written)}"
     expected = "a template in which one is a prefix of the other"
-    raise TaskHeadsError(Problem(where, problem, expected, fix, code="tokenizer-invalid"))
+    raise error_at(where, problem, expected, fix, code="tokenizer-invalid")
 
 
 def _answers(tokenizer: Any, labels: LabelMap, *, before: str, blanks: str) -> list[list[int]]:
@@ -346,7 +344,7 @@ def _end(tokenizer: Any, text: str) -> int:
     problem = f"found {shorten(text)} after an answer"
     expected = "a template that ends an answer with a special token"
     fix = "give a chat model, or set tokenizer.chat_template"
-    raise TaskHeadsError(Problem("chat template", problem, expected, fix, code="tokenizer-invalid"))
+    raise error_at("chat template", problem, expected, fix, code="tokenizer-invalid")
 
 
 def _pieces(template: Template) -> tuple[str, ...]:

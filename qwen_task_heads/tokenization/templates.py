@@ -19,12 +19,13 @@ from typing import Any
 from tokenizers import AddedToken, processors
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from qwen_task_heads.backbones import backbone_of
 from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.data.labels import LabelMap
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
-from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TaskHeadError
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
+from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
 from qwen_task_heads.hubcode.encoding_task_heads import PARTS, TEMPLATE_KEY, Encoded, encode
+from qwen_task_heads.hubcode.errors_task_heads import TaskHeadError
+from qwen_task_heads.hubcode.families_task_heads import family_of
 from qwen_task_heads.tokenization.truncation_reports import CutReport
 
 SHELL_TEXTS = ("instruction", "between", "boundary")  # options with text of a template
@@ -167,9 +168,7 @@ def bind_template(
 
 def as_option(error: TaskHeadError) -> TaskHeadsError:
     """Return an error about a field of the config as an error about the option of that name."""
-    return TaskHeadsError(
-        Problem(f"--{error.where}", error.problem, error.expected, error.fix, code=error.code)
-    )
+    return error_at(f"--{error.where}", error.problem, error.expected, error.fix, code=error.code)
 
 
 def compile_template(
@@ -192,14 +191,12 @@ def compile_template(
             is shorter than the template.
     """
     if not tokenizer.is_fast:
-        raise TaskHeadsError(
-            Problem(
-                "tokenizer",
-                f"found the slow {type(tokenizer).__name__}",
-                "a fast tokenizer (tokenizer.json)",
-                "convert it with AutoTokenizer.from_pretrained(..., use_fast=True)",
-                code="tokenizer-invalid",
-            )
+        raise error_at(
+            "tokenizer",
+            f"found the slow {type(tokenizer).__name__}",
+            "a fast tokenizer (tokenizer.json)",
+            "convert it with AutoTokenizer.from_pretrained(..., use_fast=True)",
+            code="tokenizer-invalid",
         )
     _make_markup_special(tokenizer)
     own = _own_prefix(tokenizer)
@@ -219,7 +216,7 @@ def compile_template(
     if max_length is not None and max_length < needed:
         problem, expected = f"found {max_length}", f"{needed} or more, for the template and a title"
         fix = "raise it, or shorten the instruction"
-        raise TaskHeadsError(Problem("--max_length", problem, expected, fix, code="option-range"))
+        raise error_at("--max_length", problem, expected, fix, code="option-range")
     special = [
         {"id": f"<{part}>", "ids": part_ids, "tokens": tokenizer.convert_ids_to_tokens(part_ids)}
         for part, part_ids in ids.items()
@@ -251,7 +248,7 @@ def _padding(tokenizer: Any) -> str:
     if token is None:
         problem, expected = "found no pad, eos or other special token", "a tokenizer with one of them"
         fix = "add one: tokenizer.add_special_tokens({'pad_token': '<pad>'}), and a row to the embedding"
-        raise TaskHeadsError(Problem("tokenizer", problem, expected, fix, code="tokenizer-invalid"))
+        raise error_at("tokenizer", problem, expected, fix, code="tokenizer-invalid")
     return str(token)
 
 
@@ -301,18 +298,16 @@ def _own_prefix(tokenizer: Any) -> list[int]:
 
 def _boundary(tokenizer: Any, model_type: str) -> str:
     vocabulary = tokenizer.get_vocab()
-    for token in backbone_of(model_type).boundary:
+    for token in family_of(model_type).boundary:
         if token in vocabulary:
             return token
     if tokenizer.eos_token is None:
-        raise TaskHeadsError(
-            Problem(
-                "tokenizer",
-                f"found no eos token, and no boundary is known for {model_type!r}",
-                "a tokenizer with an eos token, or --boundary",
-                "name the text that ends a title with --boundary",
-                code="tokenizer-invalid",
-            )
+        raise error_at(
+            "tokenizer",
+            f"found no eos token, and no boundary is known for {model_type!r}",
+            "a tokenizer with an eos token, or --boundary",
+            "name the text that ends a title with --boundary",
+            code="tokenizer-invalid",
         )
     return tokenizer.eos_token
 

@@ -18,7 +18,8 @@ from __future__ import annotations
 import copy
 import html
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,17 +33,14 @@ from transformers.integrations.integration_utils import (
     WandbCallback,
 )
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.tracking.libraries import (
     SWANLAB_LOCAL,
     WANDB_LOCAL,
-    failures_of,
     swanlab_mode,
     wandb_mode,
 )
-from qwen_task_heads.tracking.payload import Cleaner, CleanModel, FinalRecord, final_record
+from qwen_task_heads.tracking.payload import Cleaner, CleanModel, FinalRecord
 
-NOT_OURS = ("kubeflow",)  # added by transformers inside such a job; logs progress only
 WANDB_UPLOADS = {"WANDB_LOG_MODEL": "false", "WANDB_WATCH": "false"}  # with the value that does nothing
 
 
@@ -82,6 +80,15 @@ class Tracker(TrainerCallback):
     def record(self, final: FinalRecord) -> None:
         """Log the final record."""
         raise NotImplementedError
+
+    def _values(self, final: FinalRecord, *, text: Callable[[str], Any], image: Callable[[str], Any]) -> Any:
+        """Return all values of a record by name, with texts and pictures as objects of the library."""
+        texts = {name: text(content) for name, content in final.texts.items()}
+        return {
+            **final.scalars,
+            **texts,
+            **{f"plots/{path.stem}": image(str(path)) for path in final.pictures},
+        }
 
     def close(self) -> None:
         """End the run."""
@@ -205,9 +212,8 @@ class SwanLab(Tracker, SwanLabCallback):
         """Log metrics, `swanlab.Text` and, if pillow is installed, `swanlab.Image`."""
         import swanlab
 
-        texts = {name: swanlab.Text(text) for name, text in final.texts.items()}
-        plots = {f"plots/{path.stem}": swanlab.Image(str(path)) for path in final.pictures}
-        swanlab.log({**final.scalars, **texts, **(plots if find_spec("PIL") else {})})
+        final = final if find_spec("PIL") else replace(final, pictures=())
+        swanlab.log(self._values(final, text=swanlab.Text, image=swanlab.Image))
 
     def close(self) -> None:
         """End the run."""
@@ -241,9 +247,7 @@ class Trackio(Tracker, TrackioCallback):
         """Log metrics, `trackio.Markdown` and `trackio.Image`."""
         import trackio
 
-        texts = {name: trackio.Markdown(text) for name, text in final.texts.items()}
-        plots = {f"plots/{path.stem}": trackio.Image(str(path)) for path in final.pictures}
-        trackio.log({**final.scalars, **texts, **plots})
+        trackio.log(self._values(final, text=trackio.Markdown, image=trackio.Image))
 
     def close(self) -> None:
         """End the run; the callback of transformers freezes a Space here."""
@@ -295,9 +299,10 @@ class Wandb(Tracker, WandbCallback):
         """Log metrics, `wandb.Image`, and `wandb.Html`, because a table would have a path of this machine."""
         import wandb
 
-        texts = {name: wandb.Html(f"<pre>{html.escape(text)}</pre>") for name, text in final.texts.items()}
-        plots = {f"plots/{path.stem}": wandb.Image(str(path)) for path in final.pictures}
-        wandb.log({**final.scalars, **texts, **plots})
+        def text(content: str) -> Any:
+            return wandb.Html(f"<pre>{html.escape(content)}</pre>")
+
+        wandb.log(self._values(final, text=text, image=wandb.Image))
 
     def close(self) -> None:
         """End the run."""
@@ -317,114 +322,3 @@ TRACKERS: dict[str, type[Tracker]] = {
     "trackio": Trackio,
     "wandb": Wandb,
 }
-
-
-def track(args: Any, *, task: Any) -> list[Tracker]:
-    """Return the trackers of a run, as callbacks for its trainer.
-
-    Nothing is started or written before training starts. `args.report_to` is emptied, so that transformers
-    does not add its own callbacks.
-
-    Args:
-        args: `TrainingArguments` of the run.
-        task: the options of a recipe (a `DataArguments`) with `log_predictions`.
-
-    Raises:
-        TaskHeadsError: all trackers that are unknown or not installed.
-
-    Example:
-        >>> from transformers import TrainingArguments
-        >>> from qwen_task_heads.tracking.callbacks import track
-        >>> from qwen_task_heads.training.arguments import DataArguments
-        >>> track(TrainingArguments("runs/x", report_to="none", use_cpu=True), task=DataArguments())
-        []
-    """
-    names = [name for name in args.report_to if name not in NOT_OURS]
-    known = [name for name in names if name in TRACKERS]
-    problems = [
-        Problem(
-            "--report_to",
-            f"found {name!r}",
-            "none, " + ", ".join(TRACKERS),
-            "choose one of them",
-            code="option-value",
-        )
-        for name in names
-        if name not in TRACKERS
-    ]
-    missing = [name for name in known if find_spec(TRACKERS[name].module) is None]
-    if missing:
-        problems.append(
-            Problem(
-                "--report_to",
-                f"{', '.join(missing)} not installed",
-                "installed trackers",
-                f'pip install "qwen-task-heads[track]", or pip install {" ".join(missing)}',
-                code="package-missing",
-            )
-        )
-    for name in known:
-        for variable, required in TRACKERS[name].required_env.items():
-            if (value := os.environ.get(variable, required)) != required:
-                problems.append(
-                    Problem(
-                        variable,
-                        f"found {value!r}",
-                        required,
-                        "unset it; --push_to_hub publishes the model instead",
-                        code="option-unsupported",
-                    )
-                )
-    if problems:
-        raise TaskHeadsError(problems)
-    args.report_to = [name for name in args.report_to if name in NOT_OURS]
-    options: dict[str, Any] = {"predictions": task.log_predictions, "places": [*vars(task).values()]}
-    return [TRACKERS[name](args, **options) for name in dict.fromkeys(known)]
-
-
-def finish_trackers(
-    trackers: Sequence[Tracker],
-    *,
-    folder: Path,
-    metrics: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    reported: str,
-) -> None:
-    """Log the final record of a run to its trackers, end them, and print where to view them.
-
-    A tracker that fails does not end the run: the failure is printed with its reason.
-
-    Args:
-        trackers: from `track`.
-        folder: output folder of the run, with `predictions.jsonl` and plots.
-        metrics: content of `metrics.json`.
-        settings: settings in `manifest.json`.
-        reported: the split of the predictions.
-    """
-    options: dict[str, Any] = {
-        "folder": folder,
-        "metrics": metrics,
-        "settings": settings,
-        "reported": reported,
-    }
-    records = [
-        final_record(**options, predictions=tracker.predictions, clean=tracker.clean) for tracker in trackers
-    ]
-    for tracker, record in zip(trackers, records, strict=True):
-        failures = failures_of(tracker.module)
-        try:
-            if not tracker.is_started:  # a sweep has no `Trainer`
-                tracker.on_train_begin(tracker.args, TrainerState(), TrainerControl())
-            tracker.record(record)
-            print(f"Tracked: {tracker.location()}", flush=True)
-        except failures as error:
-            _print_failure(tracker, error)
-        try:
-            tracker.close()
-        except failures as error:
-            _print_failure(tracker, error)
-
-
-def _print_failure(tracker: Tracker, error: Exception) -> None:
-    reason = " ".join(tracker.clean.text(f"{type(error).__name__}: {error}").split())
-    print(f"Not tracked: {tracker.module} failed at the end ({reason[:300]})", flush=True)

@@ -13,11 +13,12 @@ from qwen_task_heads.metrics.calibration import CALIBRATIONS
 LORA_SWITCHES = ("use_dora", "use_rslora", "lora_embeddings", "load_in_4bit", "load_in_8bit")
 LORA_VALUES = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save")
 BATCH_SIZES = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-# Options of which transformers computes no metrics, or metrics of fewer rows.
+# Options with which transformers computes no metrics, or metrics of fewer rows, and their only usable value.
 SKIP_ROWS = (
-    ("dataloader_drop_last", "rows of training and dev would be left out without a count"),
-    ("prediction_loss_only", "no metrics would be computed on dev"),
-    ("batch_eval_metrics", "metrics are computed on all rows of dev together"),
+    ("eval_do_concat_batches", True, "metrics are computed on all rows of dev together"),
+    ("dataloader_drop_last", False, "rows of training and dev would be left out without a count"),
+    ("prediction_loss_only", False, "no metrics would be computed on dev"),
+    ("batch_eval_metrics", False, "metrics are computed on all rows of dev together"),
 )
 
 
@@ -40,12 +41,7 @@ def not_one_of(*choices: tuple[str, Any, Sequence[str]]) -> list[Problem]:
 
 
 def head_problems(task: Any, model: Any) -> list[Problem]:
-    """Return the problems of the options of a head.
-
-    Args:
-        task: a `HeadArguments`.
-        model: a `HeadModelConfig`.
-    """
+    """Return the problems of the options of a head."""
     problems = not_one_of(
         ("--pooling", task.pooling, POOLINGS),
         ("--head", task.head, HEADS),
@@ -53,11 +49,8 @@ def head_problems(task: Any, model: Any) -> list[Problem]:
     )
     if task.freeze_backbone and model.use_peft:
         problem = "found it together with --use_peft, which trains the backbone"
-        problems.append(
-            Problem(
-                "--freeze_backbone", problem, "one of the two", "drop one of them", code="option-conflict"
-            )
-        )
+        expected, fix = "one of the two", "drop one of them"
+        problems.append(Problem("--freeze_backbone", problem, expected, fix, code="option-conflict"))
     return problems
 
 
@@ -85,39 +78,20 @@ def lora_problems(model: Any, *, head_only: bool) -> list[Problem]:
                     Problem(f"--{name}", problem, "--use_peft with it", fix, code="option-missing")
                 )
     if model.lora_target_parameters:
-        problems.append(
-            Problem(
-                "--lora_target_parameters",
-                f"found {model.lora_target_parameters}",
-                "--lora_target_modules",
-                "drop it, or name modules by --lora_target_modules",
-                code="option-unsupported",
-            )
-        )
+        problem, expected = f"found {model.lora_target_parameters}", "--lora_target_modules"
+        fix, code = f"drop it, or name modules by {expected}", "option-unsupported"
+        problems.append(Problem("--lora_target_parameters", problem, expected, fix, code=code))
     return problems
 
 
 def training_problems(training: Any) -> list[Problem]:
-    """Return the options that would leave out rows or metrics, and sizes that train nothing.
-
-    Args:
-        training: a `RunDefaults`.
-    """
+    """Return the options that would leave out rows or metrics, and sizes that train nothing."""
     problems = []
-    if not training.eval_do_concat_batches:
-        problems.append(
-            Problem(
-                "--eval_do_concat_batches",
-                "found false, but metrics are computed on all rows of dev together",
-                "true",
-                "drop it",
-                code="option-unsupported",
-            )
-        )
-    for name, reason in SKIP_ROWS:
-        if vars(training)[name]:
-            problem = f"found true: {reason}"
-            problems.append(Problem(f"--{name}", problem, "false", "drop it", code="option-unsupported"))
+    for name, usable, reason in SKIP_ROWS:
+        if bool(vars(training)[name]) is not usable:
+            found, expected = (str(value).lower() for value in (not usable, usable))
+            problem = f"found {found}: {reason}"
+            problems.append(Problem(f"--{name}", problem, expected, "drop it", code="option-unsupported"))
     if training.max_steps == 0 or (training.max_steps < 0 and training.num_train_epochs <= 0):
         name = "max_steps" if training.max_steps == 0 else "num_train_epochs"
         problem, fix = f"found {vars(training)[name]:g}", "raise it, or drop it"

@@ -7,27 +7,21 @@ keys of a YAML file are errors that name the nearest known one. `title_arguments
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any, ClassVar
 
-from trl import ModelConfig, TrlParser, get_quantization_config
+from trl import ModelConfig, get_quantization_config
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import ACTIVATIONS, HEADS, POOLINGS
+from qwen_task_heads.hubs import HUBS, HUGGINGFACE
 from qwen_task_heads.pretrained import locate
 from qwen_task_heads.tokenization.templates import Template
 from qwen_task_heads.training.argument_checks import head_problems, lora_problems, training_problems
-from qwen_task_heads.training.backbone_defaults import options_for
-from qwen_task_heads.training.command_lines import (
-    read_config,
-    stated_backbone,
-    unknown_option,
-    unusable,
-    with_line_breaks,
-)
+from qwen_task_heads.training.backbone_defaults import rates_for
+from qwen_task_heads.training.command_lines import parse_groups
 from qwen_task_heads.training.option_checks import (
     direction_problems,
     metric_problems,
@@ -93,6 +87,16 @@ NO_IDENTITY_PREFIXES = ("logging_", "log_", "eval_", "save_", "hub_", "publish_"
 class DataArguments(PublishArguments):
     """Options of the data and of the text around an input, which every recipe takes."""
 
+    # Options that are arguments of `read_text_sets` or `read_title_sets`; a recipe adds those of its task.
+    DATA_OPTIONS: ClassVar[tuple[str, ...]] = (
+        "dev_fraction",
+        "test_fraction",
+        "hub",
+        "bad_rows",
+        "encoding",
+        "columns",
+    )
+
     dataset_name: str = field(default="embedded", metadata={"help": "File, folder or data set id."})
     dev_dataset: str | None = field(
         default=None, metadata={"help": "Dev set; split off by group hash if None."}
@@ -106,8 +110,8 @@ class DataArguments(PublishArguments):
         metadata={"help": "Share of groups split off for test, before dev; no test set if None."},
     )
     hub: str = field(
-        default="huggingface",
-        metadata={"help": "Hub to load from and to publish to: huggingface or modelscope."},
+        default=HUGGINGFACE,
+        metadata={"help": f"Hub to load from and to publish to: {' or '.join(HUBS)}."},
     )
     bad_rows: str = field(
         default="raise",
@@ -130,6 +134,12 @@ class DataArguments(PublishArguments):
         default=None,
         metadata={"help": "Log example predictions to --report_to; if None, to local trackers only."},
     )
+
+    def data_options(self) -> dict[str, Any]:
+        """Return the arguments of the reader of the data that are given, without the source."""
+        options = {name: vars(self)[name] for name in self.DATA_OPTIONS}
+        options |= {"dev": self.dev_dataset, "test": self.test_dataset}
+        return {name: value for name, value in options.items() if value is not None}
 
 
 @dataclass
@@ -289,34 +299,9 @@ def parse_arguments(
         TaskHeadsError: the config file is missing or not a mapping, a key is unknown, or a value cannot be
             used; includes values that fail only later (`option_checks.py`).
     """
-    own, argv = argv is None, list(sys.argv[1:] if argv is None else argv)
-    # trl accepts --config as a word of its own and treats `--config=file` as an unknown option.
-    argv = [
-        part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])
-    ]
-    argv = with_line_breaks(argv)
-    known = sorted({item.name for group in groups for item in fields(group)} | {"env", "config"})
-    stated, problems = read_config(argv, known)
-    problems += [
-        unknown_option(f"--{name}", name, known)
-        for name in (word[2:].split("=")[0] for word in argv if word.startswith("--"))
-        if name.replace("-", "_") not in known
-        and name.replace("-", "_").removeprefix("no_") not in known
-        and name != "help"
-    ]
-    if problems:
-        raise TaskHeadsError(problems)
-    try:
-        parser = TrlParser(groups)
-        usual = stated.get("model_name_or_path", parser.get_default("model_name_or_path"))
-        parser.set_defaults_with_config(**options_for(groups[1].RECIPE, stated_backbone(argv, usual)))
-        task, training, model = parser.parse_args_and_config(argv)
-    except TaskHeadsError:
-        raise
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        raise TaskHeadsError(unusable(argv, str(error))) from error
+    task, training, model = parse_groups(groups, argv, recipe=groups[1].RECIPE)
     problems = [*training_problems(training), *saving_problems(training)]
-    problems += option_problems(training) if own else []
+    problems += option_problems(training) if argv is None else []
     if training.METRICS is not None:
         problems += [*metric_problems(training, training.METRICS), *direction_problems(training)]
     frozen = False
@@ -329,6 +314,13 @@ def parse_arguments(
         raise TaskHeadsError(problems)
     model.open_gguf(hub=task.hub)
     return task, training, model
+
+
+def set_default_rate(training: Any, model: Any, recipe: str, *, head_only: bool = False) -> None:
+    """Set the learning rate of a run that states none, by backbone and by the weights that are trained."""
+    if training.learning_rate is None:
+        kind = "head" if head_only else "lora" if model.use_peft else "full"
+        training.learning_rate = rates_for(recipe, model.model_name_or_path)[kind]
 
 
 def run_identity(*groups: Any) -> dict[str, str | int | float | bool | None]:

@@ -70,15 +70,10 @@ class NonFiniteGuard(TrainerCallback):
             rows |= ~torch.isfinite(loss).cpu()
         named = [source for source, is_bad in zip(sources, rows.tolist(), strict=True) if is_bad]
         name, value = ("the loss", loss) if bool(torch.isfinite(scores).all()) else ("a score", scores)
-        raise TaskHeadsError(
-            Problem(
-                _name_rows(named or list(sources)),
-                f"{name} is {_describe(value)} at step {step}, which was not applied",
-                "finite numbers",
-                "check the margins and weights of these rows; if they are correct, lower --learning_rate",
-                code="number-not-finite",
-            )
-        )
+        where = _name_rows(named or list(sources))
+        problem = f"{name} is {_describe(value)} at step {step}, which was not applied"
+        fix = "check the margins and weights of these rows; if they are correct, lower --learning_rate"
+        raise TaskHeadsError(Problem(where, problem, "finite numbers", fix, code="number-not-finite"))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -101,15 +96,10 @@ class NonFiniteGuard(TrainerCallback):
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         if not gradients or bool(torch.nn.utils.get_total_norm(gradients).isfinite()):
             return
-        raise TaskHeadsError(
-            Problem(
-                _name_rows(self._sources),
-                f"the gradient is not finite at step {state.global_step + 1}, which was not applied",
-                "finite numbers",
-                "lower --learning_rate, or train in fp32 or bf16; resume from the last checkpoint",
-                code="number-not-finite",
-            )
-        )
+        where = _name_rows(self._sources)
+        problem = f"the gradient is not finite at step {state.global_step + 1}, which was not applied"
+        fix = "lower --learning_rate, or train in fp32 or bf16; resume from the last checkpoint"
+        raise TaskHeadsError(Problem(where, problem, "finite numbers", fix, code="number-not-finite"))
 
 
 class SwappedLabelsCallback(TrainerCallback):
@@ -125,15 +115,10 @@ class SwappedLabelsCallback(TrainerCallback):
     Args:
         pairs: number of dev pairs.
         groups: number of independent groups of these pairs; None counts each pair as a group.
-        metric: key of the accuracy in the metrics of the evaluation.
-        stop: True ends the run with an error, for unattended runs.
 
     Attributes:
         finding: the warning for the report of the run, or None.
         step: optimizer step of the first warning, or None.
-
-    Raises:
-        TaskHeadsError: from `on_evaluate`, with `stop=True`.
 
     Example:
         >>> callback = SwappedLabelsCallback(pairs=466, groups=300)
@@ -141,12 +126,8 @@ class SwappedLabelsCallback(TrainerCallback):
         True
     """
 
-    def __init__(
-        self, pairs: int, *, groups: int | None = None, metric: str = "eval_accuracy", stop: bool = False
-    ) -> None:
+    def __init__(self, pairs: int, *, groups: int | None = None) -> None:
         self.count = pairs if groups is None else groups
-        self.metric = metric
-        self.stop = stop
         self.finding: str | None = None
         self.step: int | None = None
 
@@ -159,7 +140,7 @@ class SwappedLabelsCallback(TrainerCallback):
         **kwargs: object,
     ) -> None:
         """Check one evaluation; evaluations before the first step do not depend on the training file."""
-        accuracy = (metrics or {}).get(self.metric)
+        accuracy = (metrics or {}).get("eval_accuracy")
         if accuracy is None or state.global_step == 0:
             return
         low, high = wilson_interval(accuracy, count=self.count)
@@ -169,7 +150,7 @@ class SwappedLabelsCallback(TrainerCallback):
             self.finding = self.step = None
             return
         problem = Problem(
-            f"{self.metric} at step {state.global_step}",
+            f"eval_accuracy at step {state.global_step}",
             f"{accuracy:.3f} (95% {low:.3f} to {high:.3f}, n = {self.count}): the model ranks the dev pairs "
             "in reverse; chosen and rejected look swapped in the training file",
             "training and dev pairs in which chosen is the preferred title",
@@ -181,9 +162,6 @@ class SwappedLabelsCallback(TrainerCallback):
             if state.is_world_process_zero:
                 logger.warning(str(problem))
         self.finding = str(problem)
-        # Metrics are gathered, so that all processes stop together.
-        if self.stop:
-            raise TaskHeadsError(problem)
 
 
 def check_world(asked: int | None, *, running: int, environment: Mapping[str, str] | None = None) -> None:

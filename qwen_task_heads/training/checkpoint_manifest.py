@@ -20,7 +20,7 @@ from pathlib import Path
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 
-SEAL = "seal.json"  # name of the manifest
+CHECKPOINT_MANIFEST = "seal.json"  # name of the manifest
 FORMAT = 1  # of the manifest; to be increased when its keys change meaning
 CHUNK = 1 << 20  # bytes hashed at a time
 
@@ -60,7 +60,7 @@ def write_manifest(
         ('seal.json', [])
     """
     folder = Path(folder)
-    path, temporary = folder / SEAL, folder / f"{SEAL}.tmp"
+    path, temporary = folder / CHECKPOINT_MANIFEST, folder / f"{CHECKPOINT_MANIFEST}.tmp"
     # An old manifest must not describe files that are being replaced.
     path.unlink(missing_ok=True)
     temporary.unlink(missing_ok=True)
@@ -91,9 +91,6 @@ def verify(folder: str | Path) -> list[Problem]:
     """Compare a checkpoint with its manifest, and return the differences.
 
     A file that was added later is a problem only if its type is one that Trainer could load.
-
-    Args:
-        folder: the checkpoint.
 
     Returns:
         One problem per file; an empty list if every recorded byte is unchanged.
@@ -164,19 +161,19 @@ def missing_files(folder: str | Path, *, processes: int = 1, weights_only: bool 
 def _files(folder: Path) -> list[str]:
     """Return the relative posix paths of all files other than the manifest."""
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    return sorted(name for name in names if name not in (SEAL, f"{SEAL}.tmp"))
+    return sorted(name for name in names if name not in (CHECKPOINT_MANIFEST, f"{CHECKPOINT_MANIFEST}.tmp"))
 
 
 def read_manifest(folder: Path) -> dict:
     """Read `seal.json`: format, processes, run and files, as given to `write_manifest`.
 
-    Args:
-        folder: the checkpoint.
-
     Raises:
         TaskHeadsError: the manifest is missing, corrupted, or of another format.
     """
-    path, fix = folder / SEAL, "use another checkpoint, or start a new run in another --output_dir"
+    path, fix = (
+        folder / CHECKPOINT_MANIFEST,
+        "use another checkpoint, or start a new run in another --output_dir",
+    )
     try:
         content = json.loads(path.read_bytes())
         entries = [(entry["bytes"], entry["sha256"]) for entry in content["files"].values()]

@@ -38,7 +38,7 @@ from transformers.utils import logging
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.training.checkpoint_manifest import (
-    SEAL,
+    CHECKPOINT_MANIFEST,
     WEIGHTS,
     RunValue,
     disk_problem,
@@ -117,7 +117,9 @@ def resolve_resume(
             if now[key] != before[key]:
                 problem = f"saved with {key} = {shorten(before[key])}, running with {shorten(now[key])}"
                 problems.append(
-                    Problem(f"{folder}/{SEAL}", problem, expected, fix, code="checkpoint-foreign")
+                    Problem(
+                        f"{folder}/{CHECKPOINT_MANIFEST}", problem, expected, fix, code="checkpoint-foreign"
+                    )
                 )
     if problems:
         raise TaskHeadsError(problems)
@@ -149,7 +151,9 @@ def refuse_foreign_output(output_dir: str | Path, resume: str | bool | None) -> 
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     problem = f"already contains {', '.join(names[:5])}{more}"
     fix = f"{fix} or move these away"
-    if (output / CLAIM).is_file() or any((folder / SEAL).is_file() for _, folder in _checkpoints(output)):
+    if (output / CLAIM).is_file() or any(
+        (folder / CHECKPOINT_MANIFEST).is_file() for _, folder in _checkpoints(output)
+    ):
         fix = f"continue that run with --resume_from_checkpoint true, or {fix}"
     raise TaskHeadsError(Problem(str(output), problem, expected, fix, code="path-exists"))
 
@@ -306,7 +310,9 @@ class VerifiedCheckpointCallback(TrainerCallback):
         """Delete all complete checkpoints other than the newest ones and the best one."""
         if self.save_total_limit is None:
             return
-        complete = [folder for _, folder in sorted(_checkpoints(output)) if (folder / SEAL).is_file()]
+        complete = [
+            folder for _, folder in sorted(_checkpoints(output)) if (folder / CHECKPOINT_MANIFEST).is_file()
+        ]
         for folder in complete[: -self.save_total_limit]:
             if best is None or folder.resolve() != Path(best).resolve():
                 _delete(folder)
@@ -315,7 +321,12 @@ class VerifiedCheckpointCallback(TrainerCallback):
 def _refuse_fresh_start(output: Path) -> None:
     """Refuse a new run if the folder contains more than incomplete checkpoints of this package."""
     checkpoints = [folder for _, folder in sorted(_checkpoints(output))]
-    corrupted = [problem for folder in checkpoints if (folder / SEAL).exists() for problem in verify(folder)]
+    corrupted = [
+        problem
+        for folder in checkpoints
+        if (folder / CHECKPOINT_MANIFEST).exists()
+        for problem in verify(folder)
+    ]
     if corrupted:
         raise TaskHeadsError(corrupted)
     if not output.is_dir() or not any(output.iterdir()):
@@ -332,7 +343,7 @@ def _refuse_fresh_start(output: Path) -> None:
 def _clear_ahead(output: Path, step: int) -> None:
     """Delete incomplete checkpoints of a marked folder, and rename complete ones after `step`."""
     for number, folder in sorted(_checkpoints(output)):
-        if not (folder / SEAL).is_file():
+        if not (folder / CHECKPOINT_MANIFEST).is_file():
             if (output / CLAIM).is_file():
                 logger.warning(f"{folder} is an incomplete checkpoint of a killed run and is deleted")
                 _delete(folder)
@@ -346,7 +357,7 @@ def _clear_ahead(output: Path, step: int) -> None:
 
 def _delete(folder: Path) -> None:
     # Without its manifest a partially deleted folder is not mistaken for a checkpoint.
-    (folder / SEAL).unlink(missing_ok=True)
+    (folder / CHECKPOINT_MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(folder)
 
 

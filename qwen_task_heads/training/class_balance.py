@@ -85,17 +85,6 @@ def balanced_pos_weight(counts: Sequence[int], *, rows: int) -> Tensor:
     return torch.tensor([(rows - count) / count if 0 < count < rows else 1.0 for count in counts])
 
 
-def read_number(value: Any, *, flag: str, below: float) -> list[Problem]:
-    """Return the problem of an option that takes one number of 0 or more and less than `below`, if any."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and math.isfinite(value) and 0 <= value < below:
-        return []
-    limit = "" if below == math.inf else f", less than {below:g}"
-    expected = f"a number of 0 or more{limit}"
-    code = "option-range" if is_number else "option-value"
-    return [Problem(flag, f"found {shorten(value)}", expected, "drop it", code=code)]
-
-
 def read_weights(
     value: Any, *, flag: str, num_labels: int, class_counts: Sequence[int] | None, rows: int | None
 ) -> tuple[Tensor, list[Problem]]:
@@ -143,13 +132,8 @@ def read_weights(
 
 def counts_problem(where: str) -> Problem:
     """Return the problem of a loss that needs the counts of the labels and has none."""
-    return Problem(
-        where,
-        "found no counts of the labels",
-        "a training set with a length",
-        "pass class_counts",
-        code="option-unsupported",
-    )
+    problem, expected = "found no counts of the labels", "a training set with a length"
+    return Problem(where, problem, expected, "pass class_counts", code="option-unsupported")
 
 
 def absent_label_messages(

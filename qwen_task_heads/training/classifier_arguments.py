@@ -20,16 +20,23 @@ from qwen_task_heads.metrics.classification import BEST_METRIC, DEV_METRICS, MUL
 from qwen_task_heads.metrics.thresholds import read_rule
 from qwen_task_heads.tokenization.templates import Template, label_template
 from qwen_task_heads.training.argument_checks import not_one_of
-from qwen_task_heads.training.arguments import HeadArguments, HeadModelConfig, parse_arguments
-from qwen_task_heads.training.backbone_defaults import rates_for
+from qwen_task_heads.training.arguments import (
+    HeadArguments,
+    HeadModelConfig,
+    parse_arguments,
+    set_default_rate,
+)
+from qwen_task_heads.training.losses import TEXT_LOSSES, given_options, with_loss_options
 from qwen_task_heads.training.option_checks import FOLLOW_A_METRIC, direction_problems, metric_problems
 from qwen_task_heads.training.run_defaults import RunDefaults
+from qwen_task_heads.training.text_arguments import TextArguments
 
 MAX_SEQ_LENGTH = 512  # on a plain backbone; a saved model keeps its own
 
 
 @dataclass
-class ClassifierArguments(HeadArguments):
+@with_loss_options(*TEXT_LOSSES)
+class ClassifierArguments(TextArguments, HeadArguments):
     """Data, labels, template, head and loss of a text classifier."""
 
     HEAD_OPTIONS: ClassVar[tuple[str, ...]] = (
@@ -40,41 +47,20 @@ class ClassifierArguments(HeadArguments):
         "window_aggregation",
     )
 
-    dataset_name: str = field(
-        default="embedded",
-        metadata={
-            "help": "File, folder or data set id of labelled texts; 'embedded' for the sample in the package."
-        },
-    )
+    DATA_OPTIONS: ClassVar[tuple[str, ...]] = (*TextArguments.DATA_OPTIONS, "problem_type", "streaming")
+
     problem_type: str | None = field(
         default=None, metadata={"help": ", ".join(PROBLEM_TYPES) + "; inferred from the columns if None."}
     )
-    labels: str | None = field(
-        default=None,
-        metadata={"help": "labels.yaml (names, descriptions, examples) or class.txt: the order of the ids."},
-    )
-    max_samples: int | None = field(default=None, metadata={"help": "Read that many training rows at most."})
     streaming: bool = field(
         default=False, metadata={"help": "Read a hub data set row by row, without storing it."}
     )
     loss: str | None = field(
         default=None,
         metadata={
-            "help": "cross_entropy, focal, logit_adjusted; bce, focal (multi-label); mse, mae, huber "
-            "(regression); cumulative_link (ordinal). The first one of the problem type if None."
+            "help": "; ".join(f"{', '.join(losses)} ({kind})" for kind, losses in TEXT_LOSSES.items())
+            + ". The first one of the problem type if None."
         },
-    )
-    class_weights: list[str] | None = field(
-        default=None, metadata={"help": "'balanced', or one positive number per label."}
-    )
-    pos_weight: list[str] | None = field(
-        default=None, metadata={"help": "For multi-label bce: 'balanced', or one positive number per label."}
-    )
-    focal_gamma: float | None = field(
-        default=None, metadata={"help": "For focal: strength of the down-weighting of easy rows."}
-    )
-    logit_adjustment_tau: float | None = field(
-        default=None, metadata={"help": "For logit_adjusted: strength; 1 is the value of the paper."}
     )
     max_seq_length: int | None = field(
         default=None,
@@ -94,10 +80,6 @@ class ClassifierArguments(HeadArguments):
     token_dropout: float = field(
         default=0.0, metadata={"help": "Share of tokens that are masked in training; for small backbones."}
     )
-    mix: str | None = field(default=None, metadata={"help": "Labelled texts to mix into the training set."})
-    mix_ratio: float = field(
-        default=2.0, metadata={"help": "Rows of the training set per row that is mixed in."}
-    )
     thresholds: str | None = field(
         default=None,
         metadata={
@@ -115,26 +97,6 @@ class ClassifierArguments(HeadArguments):
             given = vars(self)[name]
             setattr(self, name, given if given is None or isinstance(given, list) else [str(given)])
 
-    def data_options(self) -> dict[str, Any]:
-        """Return the arguments of `read_text_sets` that are given, without the source."""
-        names = (
-            "problem_type",
-            "labels",
-            "dev_fraction",
-            "test_fraction",
-            "hub",
-            "bad_rows",
-            "max_samples",
-            "streaming",
-            "mix",
-            "mix_ratio",
-            "encoding",
-            "columns",
-        )
-        options = {name: vars(self)[name] for name in names}
-        options |= {"dev": self.dev_dataset, "test": self.test_dataset}
-        return {name: value for name, value in options.items() if value is not None}
-
     def template_for(self, labels: LabelMap) -> Template | None:
         """Return the template of the options with the labels filled in; None if none is given."""
         plain = self.template()
@@ -144,16 +106,7 @@ class ClassifierArguments(HeadArguments):
 
     def loss_options(self) -> dict[str, Any]:
         """Return the options of the loss that are given; weights as `balanced` or as numbers."""
-        options: dict[str, Any] = {
-            name: vars(self)[name]
-            for name in ("focal_gamma", "logit_adjustment_tau")
-            if vars(self)[name] is not None
-        }
-        for name in ("class_weights", "pos_weight"):
-            given = vars(self)[name]
-            if given is not None:
-                options[name] = "balanced" if given == ["balanced"] else [float(value) for value in given]
-        return options
+        return given_options(self, TEXT_LOSSES)
 
 
 @dataclass
@@ -200,34 +153,21 @@ class ClassifierConfig(RunDefaults, TrainingArguments):
 def parse_classifier_arguments(
     argv: Sequence[str] | None = None,
 ) -> tuple[ClassifierArguments, ClassifierConfig, HeadModelConfig]:
-    """Parse the command line and the `--config` YAML; the command line wins.
-
-    Raises:
-        TaskHeadsError: the config file is missing or not a mapping, a key is unknown, or a value is not
-            usable.
-    """
+    """Parse the command line and the `--config` YAML, as `arguments.parse_arguments` does."""
     texts, training, model = parse_arguments(
         (ClassifierArguments, ClassifierConfig, HeadModelConfig), argv, check=check_texts
     )
     if texts.early_stopping_patience is not None:
         # A resumed run that counted its patience from zero would end with other weights.
         training.restore_callback_states_from_checkpoint = True
-    if training.learning_rate is None:
-        kind = "head" if texts.freeze_backbone else "lora" if model.use_peft else "full"
-        training.learning_rate = rates_for("classifier", model.model_name_or_path)[kind]
+    set_default_rate(training, model, "classifier", head_only=texts.freeze_backbone)
     return texts, training, model
 
 
 def check_texts(
     texts: ClassifierArguments, training: ClassifierConfig, model: HeadModelConfig
 ) -> list[Problem]:
-    """Return the problems of the options that only classifiers have.
-
-    Args:
-        texts: options of the task.
-        training: options of the training.
-        model: options of the model; not used.
-    """
+    """Return the problems of the options that only classifiers have."""
     problems = not_one_of(
         ("--problem_type", texts.problem_type, PROBLEM_TYPES),
         ("--truncation", texts.truncation, TRUNCATIONS),

@@ -2,7 +2,7 @@
 
 Differences from its parent:
 
-- The loss is one of `TEXT_LOSSES`, computed from the logits: per row, in fp32, weighted.
+- The loss is one of `losses.LOSSES`, computed from the logits: per row, in fp32, weighted.
 - An update is the mean over all of its rows, on all processes and in all accumulated batches (`updates`).
 - `eval_loss` is the mean over rows, each counted once. On several processes the parent's `eval_loss` also
   contains the rows that fill the last batch.
@@ -30,9 +30,9 @@ from qwen_task_heads.training.backbone_defaults import rates_for
 from qwen_task_heads.training.callbacks import NonFiniteGuard, name_sources
 from qwen_task_heads.training.class_balance import count_labels
 from qwen_task_heads.training.hub_saving import HubSaving
+from qwen_task_heads.training.losses import TextLoss, resolve_text_loss
 from qwen_task_heads.training.speed import ThroughputCallback
 from qwen_task_heads.training.text_inputs import encode_texts
-from qwen_task_heads.training.text_losses import TEXT_LOSSES, TextLoss, resolve_text_loss
 from qwen_task_heads.training.updates import ExactUpdates, set_up
 
 COLUMNS = ["row", "input_ids", "attention_mask", "labels", "soft", "weight"]
@@ -43,7 +43,7 @@ class ClassifierTrainer(HubSaving, ExactUpdates, Trainer):
 
     Args:
         model: a `PooledClassifier`, or a `PeftModel` around one.
-        loss: name from `TEXT_LOSSES`; None for the default of the problem type.
+        loss: name from `losses.LOSSES`; None for the default of the problem type.
         loss_options: `class_weights`, `label_smoothing`, `focal_gamma`, `pos_weight`,
             `logit_adjustment_tau`, as `resolve_text_loss` takes them. Without `label_smoothing`,
             `args.label_smoothing_factor` is used.
@@ -89,15 +89,9 @@ class ClassifierTrainer(HubSaving, ExactUpdates, Trainer):
         # The config of transformers' own classifiers starts with None, which they treat as single-label.
         self.problem_type = config.problem_type or problem_type or "single_label_classification"
         if problem_type not in (None, self.problem_type):
-            raise TaskHeadsError(
-                Problem(
-                    "problem_type",
-                    f"found {problem_type!r}",
-                    f"{self.problem_type!r}, the problem type of the model",
-                    "build the model with this problem type",
-                    code="model-type",
-                )
-            )
+            where, expected = "problem_type", f"{self.problem_type!r}, the problem type of the model"
+            fix = "build the model with this problem type"
+            raise TaskHeadsError(Problem(where, f"found {problem_type!r}", expected, fix, code="model-type"))
         if args.learning_rate is None:  # a `ClassifierConfig` from Python; recipes set the rate
             args.learning_rate = default_rate(model, adapted=peft_config is not None)
         self.sources = {"train": train_sources, "eval": eval_sources}
@@ -121,7 +115,8 @@ class ClassifierTrainer(HubSaving, ExactUpdates, Trainer):
             rows=None if counts is None else len(datasets["train"]),  # type: ignore[arg-type]
             labels=[config.id2label[index] for index in range(config.num_labels)],
         )
-        self._check_soft(datasets)
+        for name, table in _tables(datasets):
+            self.loss.check_soft(table, name=name)
         self.token_dropout = token_dropout
         template = config.template or {"before": [], "after": []}
         self._template = len(template["before"]), len(template["after"])
@@ -163,21 +158,6 @@ class ClassifierTrainer(HubSaving, ExactUpdates, Trainer):
                 train_counts = counts if name == "train" else train_counts
         return train_counts
 
-    def _check_soft(self, datasets: Mapping[str, Any]) -> None:
-        """Reject soft labels that the loss would ignore."""
-        for name, table in _tables(datasets):
-            if "soft" in (table.column_names or ()) and "soft" not in self.loss.form.uses:
-                names = [key for key, form in TEXT_LOSSES[self.problem_type].items() if form.uses]
-                raise TaskHeadsError(
-                    Problem(
-                        "--loss",
-                        f"found {self.loss.name!r}, and soft labels in the {name} set",
-                        f"{', '.join(names) or 'no loss of this problem type'} for soft labels",
-                        "choose one of them, or drop the soft labels",
-                        code="option-unsupported",
-                    )
-                )
-
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = COLUMNS
 
@@ -196,7 +176,7 @@ class ClassifierTrainer(HubSaving, ExactUpdates, Trainer):
         inputs = dict(inputs)
         rows = inputs.pop("row", torch.arange(0))
         labels, weight = inputs.pop("labels"), inputs.pop("weight", None)
-        columns = {name: inputs.pop(name) for name in self.loss.form.uses if name in inputs}
+        columns = {name: inputs.pop(name) for name in self.loss.row.uses if name in inputs}
         if self.model.training and self.token_dropout:
             inputs["attention_mask"] = hide_tokens(
                 inputs["attention_mask"], share=self.token_dropout, template=self._template
@@ -292,15 +272,9 @@ def add_adapter(model: Any, peft_config: Any, *, args: Any) -> Any:
     from peft import PeftModel
 
     if isinstance(model, PeftModel):
-        raise TaskHeadsError(
-            Problem(
-                "peft_config",
-                "found a model that already has an adapter",
-                "a model without an adapter",
-                "drop peft_config, or merge the first adapter with models.merge",
-                code="option-unsupported",
-            )
-        )
+        problem, expected = "found a model that already has an adapter", "a model without an adapter"
+        fix = "drop peft_config, or merge the first adapter with models.merge"
+        raise TaskHeadsError(Problem("peft_config", problem, expected, fix, code="option-unsupported"))
     set_seed(args.seed)  # LoRA's first matrix is random; it must not depend on earlier draws
     plugin = args.deepspeed_plugin
     sharded = plugin is not None and plugin.zero_stage == 3

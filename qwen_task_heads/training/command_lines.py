@@ -1,19 +1,53 @@
-"""Command lines and their `--config` files before they are parsed, and errors of other parsers."""
+"""Command lines and their `--config` files: problems that other parsers do not report, and parsing."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import re
+import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
+from trl import TrlParser
 
-from qwen_task_heads.errors import Problem, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.tokenization.templates import SHELL_TEXTS, from_shell
+from qwen_task_heads.training.backbone_defaults import options_for
+
+
+def parse_groups(groups: Sequence[Any], argv: Sequence[str] | None, *, recipe: str | None = None) -> Any:
+    """Parse the command line and the `--config` YAML into dataclasses; the command line wins.
+
+    Args:
+        groups: dataclasses of options.
+        argv: words of the command line; None for those of this process.
+        recipe: key of `backbone_defaults.py`, whose options precede the defaults of the dataclasses.
+
+    Returns:
+        An object of each dataclass.
+
+    Raises:
+        TaskHeadsError: the config file is missing or not a mapping, a key is unknown, or a value is not
+            usable.
+    """
+    known = sorted({item.name for group in groups for item in fields(group)} | {"env", "config"})
+    words, stated = checked_words(sys.argv[1:] if argv is None else argv, known)
+    try:
+        parser = TrlParser(groups)
+        if recipe is not None:
+            usual = stated.get("model_name_or_path", parser.get_default("model_name_or_path"))
+            backbone = stated_value("model_name_or_path", words) or usual
+            parser.set_defaults_with_config(**options_for(recipe, backbone))
+        return parser.parse_args_and_config(words)
+    except TaskHeadsError:
+        raise
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise TaskHeadsError(unusable(words, str(error))) from error
 
 
 def unusable(argv: Sequence[str], reason: str) -> Problem:
@@ -68,13 +102,6 @@ def with_line_breaks(argv: Sequence[str]) -> list[str]:
     return words
 
 
-def stated_backbone(argv: Sequence[str], default: str) -> str:
-    """Return the backbone of a command line, or the default if it names none."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--model_name_or_path", "--model-name-or-path", default=default)
-    return parser.parse_known_args([*argv])[0].model_name_or_path
-
-
 def stated_value(name: str, argv: Sequence[str]) -> str | None:
     """Return the value of one option in the command line, else in its `--config` file, else None.
 
@@ -86,7 +113,7 @@ def stated_value(name: str, argv: Sequence[str]) -> str | None:
         ('titles', None)
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument(f"--{name}")
+    parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}")
     parser.add_argument("--config")
     try:
         parsed, _ = parser.parse_known_args([*argv])
@@ -141,3 +168,29 @@ def unknown_option(where: str, name: str, known: Sequence[str]) -> Problem:
         "correct its name, or drop it" if near else "drop it",
         code="option-unknown",
     )
+
+
+def checked_words(argv: Sequence[str], known: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Return the words of a command line as trl's parser takes them, and the content of its `--config` file.
+
+    Args:
+        argv: words of the command line.
+        known: names of all options.
+
+    Raises:
+        TaskHeadsError: a file that cannot be read, and all unknown options and keys.
+    """
+    # trl accepts --config as a word of its own and treats `--config=file` as an unknown option.
+    words = [
+        part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])
+    ]
+    words = with_line_breaks(words)
+    stated, problems = read_config(words, known)
+    problems += [
+        unknown_option(f"--{name}", name, known)
+        for name in (word[2:].split("=")[0] for word in words if word.startswith("--"))
+        if not {name.replace("-", "_"), name.replace("-", "_").removeprefix("no_"), name} & {*known, "help"}
+    ]
+    if problems:
+        raise TaskHeadsError(problems)
+    return words, stated

@@ -72,7 +72,7 @@ def fit_path(
     Example:
         >>> import torch
         >>> from qwen_task_heads.models import build
-        >>> from qwen_task_heads.training.text_losses import resolve_text_loss
+        >>> from qwen_task_heads.training.losses import resolve_text_loss
         >>> from qwen_task_heads.training.convex_heads import fit_path
         >>> from qwen_task_heads.training.feature_rows import TextRows
         >>> model = build("embedded", task="pooled_classifier", labels=["no", "yes"])
@@ -137,15 +137,8 @@ def penalty_problems(penalties: Sequence[float]) -> list[Problem]:
     if penalties and all(math.isfinite(penalty) and penalty >= 0 for penalty in penalties):
         return []
     given = " ".join(f"{penalty:g}" for penalty in penalties) or "none"
-    return [
-        Problem(
-            "--penalties",
-            f"found {given}",
-            "numbers of 0 or more",
-            "choose such as 1 0.1 0.01",
-            code="option-range",
-        )
-    ]
+    fix = "choose such as 1 0.1 0.01"
+    return [Problem("--penalties", f"found {given}", "numbers of 0 or more", fix, code="option-range")]
 
 
 def _reads_features(parameter: nn.Parameter) -> bool:
@@ -169,15 +162,8 @@ def _axes(rows: FeatureRows) -> _Axes:
         scaled = part.double() * weight
         moments += scaled.T @ scaled / len(contrasts)
     if not bool(torch.isfinite(moments).all()):
-        raise TaskHeadsError(
-            Problem(
-                "features",
-                "found values that are not finite",
-                "finite numbers",
-                "check the backbone's dtype and the texts",
-                code="number-not-finite",
-            )
-        )
+        problem, fix = "found values that are not finite", "check the backbone's dtype and the texts"
+        raise TaskHeadsError(Problem("features", problem, "finite numbers", fix, code="number-not-finite"))
     eigenvalues, axes = torch.linalg.eigh(moments)
     return _Axes((axes * weight[:, None]).float(), eigenvalues.clamp(min=0))
 
@@ -244,15 +230,8 @@ class _Objective:
         with _one_blas_thread():
             solution = minimize(function, start / unit, jac=True, method="L-BFGS-B", options=options)
         if not math.isfinite(solution.fun):
-            raise TaskHeadsError(
-                Problem(
-                    "loss",
-                    f"found {solution.fun} at penalty {penalty:g}",
-                    "finite numbers",
-                    "check the features and the labels",
-                    code="number-not-finite",
-                )
-            )
+            problem, fix = f"found {solution.fun} at penalty {penalty:g}", "check the features and the labels"
+            raise TaskHeadsError(Problem("loss", problem, "finite numbers", fix, code="number-not-finite"))
         values = solution.x * unit
         self._set(values)
         return values, float(solution.fun) - 0.5 * float(strength @ values**2), int(solution.nit)

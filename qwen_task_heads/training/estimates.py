@@ -196,11 +196,7 @@ def _machine(model: TaskHeadModel, needed: int, peak: float) -> dict[str, Any]:
 
 @torch.no_grad()
 def read_weights(model: nn.Module) -> None:
-    """Read a value of each page of the weights, so that mapped files are loaded into memory.
-
-    Args:
-        model: any module.
-    """
+    """Read a value of each page of the weights, so that mapped files are loaded into memory."""
     for weight in model.parameters():
         weight.flatten()[:: max(1, PAGE // weight.element_size())].sum()
 

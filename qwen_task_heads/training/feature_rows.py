@@ -13,13 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.metrics.classification import BEST_METRIC, dev_metrics
 from qwen_task_heads.metrics.ranking import pair_credit
 from qwen_task_heads.tokenization.collators import PREFERENCE_SIGNALS
-from qwen_task_heads.training.group_losses import GroupLoss
-from qwen_task_heads.training.pair_losses import PairLoss
-from qwen_task_heads.training.text_losses import TEXT_LOSSES, TextLoss
+from qwen_task_heads.training.loss_rows import Loss
+from qwen_task_heads.training.losses import TextLoss
 
 ROWS_PER_PASS = 65_536  # of dev through a head, and of moments
 
@@ -82,7 +80,7 @@ class TextRows:
         Raises:
             TaskHeadsError: soft labels that the loss does not use.
         """
-        check_soft(loss, table)
+        loss.check_soft(table, where="--losses")
         has_ids = problem_type in ("single_label_classification", "ordinal")
         columns = {
             name: torch.tensor(list(table[name]), dtype=torch.float32, device=features.device)
@@ -114,8 +112,11 @@ class TextRows:
 
     def losses(self, head: nn.Module, index: Tensor | slice) -> Tensor:
         """See `FeatureRows`."""
+        return self._losses(head(self.features[index]), index)
+
+    def _losses(self, logits: Tensor, index: Tensor | slice) -> Tensor:
         columns = {} if self.soft is None else {"soft": self.soft[index]}
-        losses = self.loss(head(self.features[index]), self.labels[index], **columns)
+        losses = self.loss(logits, self.labels[index], **columns)
         return losses if self.weight is None else losses * self.weight[index]
 
     def metrics(self, head: nn.Module) -> dict[str, float]:
@@ -123,9 +124,7 @@ class TextRows:
         from transformers import EvalPrediction
 
         logits = logits_of(head, self.features)
-        columns = {} if self.soft is None else {"soft": self.soft}
-        losses = self.loss(logits, self.labels, **columns)
-        losses = losses if self.weight is None else losses * self.weight
+        losses = self._losses(logits, slice(None))
         prediction = EvalPrediction(logits.cpu().numpy(), self.labels.cpu().numpy())
         values = {f"eval_{name}": value for name, value in dev_metrics(self.problem_type)(prediction).items()}
         return {"eval_loss": float(losses.double().mean()), **values}
@@ -146,7 +145,7 @@ class PairRows:
 
     chosen: Tensor
     rejected: Tensor
-    loss: PairLoss
+    loss: Loss
     signals: Mapping[str, Tensor] = field(default_factory=dict)
     weight: Tensor | None = None
     options: Mapping[str, float] = field(default_factory=dict)
@@ -154,7 +153,7 @@ class PairRows:
 
     @classmethod
     def of_table(
-        cls, features: Tensor, table: Any, *, loss: PairLoss, options: Mapping[str, float] | None = None
+        cls, features: Tensor, table: Any, *, loss: Loss, options: Mapping[str, float] | None = None
     ) -> PairRows:
         """Take the preference signals from a data set of `tokenization.collators.pair_dataset`.
 
@@ -196,12 +195,8 @@ class PairRows:
 
     def _losses(self, scores: Tensor, index: Tensor | slice) -> Tensor:
         chosen, rejected = scores.chunk(2)
-        inputs: dict[str, Any] = {
-            name: torch.full_like(chosen, value) if name in self.loss.uses else value
-            for name, value in self.options.items()
-        }
-        inputs |= {name: self.signals[name][index] for name in self.loss.uses if name in self.signals}
-        losses = self.loss(chosen, rejected, **inputs)
+        columns = {name: values[index] for name, values in self.signals.items()}
+        losses = self.loss(chosen, rejected, **self.loss.inputs(self.options, columns, like=chosen))
         return losses if self.weight is None else losses * self.weight[index]
 
     def metrics(self, head: nn.Module) -> dict[str, float]:
@@ -222,18 +217,24 @@ class GroupRows:
         sizes: titles of each group, with sum N.
         gains: (N,) floats, click rates.
         loss: from `GROUP_LOSSES`.
+        options: of the loss.
     """
 
     features: Tensor
     sizes: tuple[int, ...]
     gains: Tensor
-    loss: GroupLoss
+    loss: Loss
+    options: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of_table(cls, features: Tensor, table: Any, *, loss: GroupLoss) -> GroupRows:
+    def of_table(
+        cls, features: Tensor, table: Any, *, loss: Loss, options: Mapping[str, float] | None = None
+    ) -> GroupRows:
         """Take sizes and gains from a data set of `tokenization.collators.group_dataset`."""
         gains = [torch.tensor(row, dtype=torch.float32) for row in table["gains"]]
-        return cls(features, tuple(map(len, gains)), torch.cat(gains).to(features.device), loss)
+        return cls(
+            features, tuple(map(len, gains)), torch.cat(gains).to(features.device), loss, options or {}
+        )
 
     @property
     def best(self) -> tuple[str, bool]:
@@ -261,35 +262,23 @@ class GroupRows:
         groups = range(len(self))[index] if isinstance(index, slice) else index.tolist()
         sizes = [self.sizes[group] for group in groups]
         if sizes == [*self.sizes] and isinstance(index, slice):  # all groups in their order: no copy
-            return self.loss.function(head(self.features).squeeze(-1), sizes=sizes, gains=self.gains)
+            return self._losses(head(self.features).squeeze(-1), sizes, self.gains)
         ends = np.cumsum(self.sizes)
         positions = torch.cat(
             [torch.arange(ends[group] - self.sizes[group], ends[group]) for group in groups]
         )
         positions = positions.to(self.features.device)
         scores = head(self.features[positions]).squeeze(-1)
-        return self.loss.function(scores, sizes=sizes, gains=self.gains[positions])
+        return self._losses(scores, sizes, self.gains[positions])
+
+    def _losses(self, scores: Tensor, sizes: Sequence[int], gains: Tensor) -> Tensor:
+        return self.loss(scores, sizes=sizes, gains=gains, **self.options)
 
     def metrics(self, head: nn.Module) -> dict[str, float]:
         """See `FeatureRows`."""
         scores = logits_of(head, self.features).squeeze(-1)
-        losses = self.loss.function(scores, sizes=self.sizes, gains=self.gains)
+        losses = self._losses(scores, self.sizes, self.gains)
         return {"eval_loss": float(losses.double().mean())}
-
-
-def check_soft(loss: TextLoss, table: Any) -> None:
-    """Reject soft labels that a loss does not use.
-
-    Raises:
-        TaskHeadsError: the data set has a column `soft`, and the loss does not use it.
-    """
-    if "soft" in table.column_names and "soft" not in loss.form.uses:
-        forms = next(forms for forms in TEXT_LOSSES.values() if forms.get(loss.name) is loss.form)
-        names = [name for name, form in forms.items() if "soft" in form.uses]
-        problem = f"found {loss.name!r}, and soft labels"
-        raise TaskHeadsError(
-            Problem("--losses", problem, ", ".join(names), "choose one of them", code="option-unsupported")
-        )
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone: computed once, cached on disk, and reused by every head trained on them.
+"""Features of a frozen backbone: computed once, cached (`feature_cache`), and reused by every head on them.
 
 A head on a frozen backbone gets the same pooled states in every epoch, and nearly all of the work is to
 compute them. Design decisions:
@@ -8,53 +8,38 @@ compute them. Design decisions:
   `attention` has trainable parameters and needs every token, so that it has no features.
 - All layers and poolings are computed in one pass over packed rows. If packing is not exact for the backbone,
   the padded batch is used. Equal rows are computed once.
-- The name of a file is a hash of everything that its numbers depend on: every byte of the backbone's weights,
-  its config, the token ids (including the template), layer, pooling, dtype, versions of torch and
-  transformers. No file needs to be invalidated, because any change gives another name. Files are written
-  under a temporary name and renamed. A file whose content does not match its checksum is computed again.
 - With `dtype=torch.bfloat16` the backbone runs under autocast, and the features take half the bytes. Kernels
   of different machines differ by rounding, which the file name does not contain.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import transformers
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from transformers.utils import logging
+from tqdm.auto import tqdm
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.attention_task_heads import two_sided_mask
-from qwen_task_heads.hubcode.configuration_task_heads import CAN_EXIT
 from qwen_task_heads.hubcode.encoding_task_heads import cut_row, pad_rows
+from qwen_task_heads.hubcode.families_task_heads import family_of
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 from qwen_task_heads.hubcode.packing_task_heads import common_length, pack
 from qwen_task_heads.hubcode.pooling_task_heads import pool, real_tokens, rows_of
 from qwen_task_heads.training.estimates import estimate_features
+from qwen_task_heads.training.feature_cache import FeatureCache, Features
 from qwen_task_heads.training.usage import Usage
 
-logger = logging.get_logger(__name__)
-
-FORMAT = 1  # of the files; increase it if the same inputs give other numbers
 POOLINGS = ("last", "mean", "max")
 DTYPES = (torch.float32, torch.bfloat16)
 LONG = 1000  # rows above which a progress bar is shown
 WORTH = 0.1  # share of all tokens that sorting by prefix must save to be preferred over sorting by length
 # Tokens of a pass. On a CPU, the states of a larger pass do not stay in its caches between operations.
 PASS, PASS_ON_CPU = 8192, 2048
-
-Features = dict[tuple[int, str], torch.Tensor]
 
 
 def extract_features(
@@ -103,15 +88,8 @@ def extract_features(
     layers = [depth] if layers is None else sorted(set(layers))
     _check(model, rows, layers=layers, poolings=poolings, dtype=dtype)
     requested = [(layer, pooling) for layer in layers for pooling in dict.fromkeys(poolings)]
-    paths: dict[tuple[int, str], Path] = {}
-    available: Features = {}
-    if cache_dir is not None:
-        shared = {**_cache_key(model, dtype), "rows": hash_rows(rows)}
-        for layer, pooling in requested:
-            name = _digest({**shared, "layer": layer, "pooling": pooling})[:32]
-            paths[layer, pooling] = Path(cache_dir, f"layer{layer:03}-{pooling}-{name}.safetensors")
-        cached = {key: _read(path) for key, path in paths.items()}
-        available = {key: features for key, features in cached.items() if features is not None}
+    cache = None if cache_dir is None else FeatureCache(cache_dir, model, rows, dtype=dtype)
+    available: Features = {} if cache is None else cache.read(requested)
     if missing := [key for key in requested if key not in available]:
         computed = _compute(
             model,
@@ -122,49 +100,10 @@ def extract_features(
             progress=progress,
             usage=usage,
         )
-        for key, features in computed.items():
-            if key in paths:
-                _write(paths[key], features)
+        if cache is not None:
+            cache.write(computed)
         available |= computed
     return {key: available[key] for key in requested}
-
-
-def hash_backbone(model: TaskHeadModel) -> str:
-    """Hash a backbone's tensors, by name, dtype, shape and bytes, and its config: 64 hexadecimal digits."""
-    fields = model.model.config.to_dict()
-    config = {name: value for name, value in fields.items() if not name.startswith(("_", "transformers_"))}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(_bytes(tensor))
-    return digest.hexdigest()
-
-
-def hash_rows(rows: Sequence[Sequence[int]]) -> str:
-    """Hash rows of token ids, including the lengths of the rows."""
-    digest = hashlib.sha256(np.array([len(row) for row in rows], np.int64).tobytes())
-    for row in rows:
-        digest.update(np.array(row, np.int64).tobytes())
-    return digest.hexdigest()
-
-
-def _cache_key(model: TaskHeadModel, dtype: torch.dtype) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "backbone": hash_backbone(model),
-        "bidirectional": model.config.bidirectional,
-        "dtype": str(dtype),
-        "versions": [torch.__version__, transformers.__version__],
-    }
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _bytes(tensor: torch.Tensor) -> Any:
-    """Return the bytes of a tensor of any dtype, in a form that hashlib takes."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def _check(
@@ -177,69 +116,31 @@ def _check(
 ) -> None:
     """Raise one error for all options and rows without features."""
     config, depth = model.config, model.model.config.num_hidden_layers
-    problems: list[Problem] = []
-    if out_of_range := [layer for layer in layers if not 1 <= layer <= depth]:
-        problems.append(
-            Problem(
-                "--layers",
-                f"found {out_of_range}",
-                f"1 to {depth}, the layers of the backbone",
-                "choose one of them",
-                code="option-range",
-            )
-        )
-    elif config.text_config.model_type not in CAN_EXIT and list(layers) != [depth]:
-        problems.append(
-            Problem(
-                "--layers",
-                f"found {list(layers)} of a {config.text_config.model_type} backbone",
-                f"{depth}, the last layer",
-                "leave it out",
-                code="option-unsupported",
-            )
-        )
-    if unknown := [pooling for pooling in poolings if pooling not in POOLINGS]:
-        problems.append(
-            Problem(
-                "--poolings",
-                f"found {unknown}",
-                ", ".join(POOLINGS),
-                "choose one of them, or train the pooling attention in the model",
-                code="option-value",
-            )
-        )
-    if dtype not in DTYPES:
-        problems.append(
-            Problem(
-                "dtype",
-                f"found {dtype}",
-                "torch.float32 or torch.bfloat16",
-                "choose one of them",
-                code="option-value",
-            )
-        )
-    if empty := [index for index, row in enumerate(rows) if not len(row)]:
-        problems.append(
-            Problem(
-                "rows",
-                f"found no token in {len(empty)} rows, the first of them {empty[0]}",
-                "at least one token",
-                "drop empty texts",
-                code="text-empty",
-            )
-        )
-    limit = config.to_dict().get("max_seq_length")
+    family, limit = config.text_config.model_type, config.to_dict().get("max_seq_length")
+    unknown = [pooling for pooling in poolings if pooling not in POOLINGS]
+    empty = [index for index, row in enumerate(rows) if not len(row)]
     long = sum(len(row) > limit for row in rows) if limit is not None else 0
+    problems: list[Problem] = []
+    if outside := [layer for layer in layers if not 1 <= layer <= depth]:
+        expected, fix = f"1 to {depth}, the layers of the backbone", "choose one of them"
+        problems.append(Problem("--layers", f"found {outside}", expected, fix, code="option-range"))
+    elif not family_of(family).early_exit and list(layers) != [depth]:
+        problem, expected = f"found {list(layers)} of a {family} backbone", f"{depth}, the last layer"
+        problems.append(Problem("--layers", problem, expected, "leave it out", code="option-unsupported"))
+    if unknown:
+        expected, fix = ", ".join(POOLINGS), "choose one of them, or train the pooling attention in the model"
+        problems.append(Problem("--poolings", f"found {unknown}", expected, fix, code="option-value"))
+    if dtype not in DTYPES:
+        expected, fix = "torch.float32 or torch.bfloat16", "choose one of them"
+        problems.append(Problem("dtype", f"found {dtype}", expected, fix, code="option-value"))
+    if empty:
+        problem = f"found no token in {len(empty)} rows, the first of them {empty[0]}"
+        expected, fix = "at least one token", "drop empty texts"
+        problems.append(Problem("rows", problem, expected, fix, code="text-empty"))
     if long and config.truncation == "windows":
-        problems.append(
-            Problem(
-                "rows",
-                f"found {long} rows over {limit} tokens, and truncation 'windows'",
-                "rows that fit into one pass",
-                "choose --truncation head, or train in the model",
-                code="text-too-long",
-            )
-        )
+        problem = f"found {long} rows over {limit} tokens, and truncation 'windows'"
+        expected, fix = "rows that fit into one pass", "choose --truncation head, or train in the model"
+        problems.append(Problem("rows", problem, expected, fix, code="text-too-long"))
     if problems:
         raise TaskHeadsError(problems)
 
@@ -274,7 +175,8 @@ def _compute(
         )
         measurement.enter_context(usage.measured(device))
     try:
-        for batch in _with_bar(batches, rows=len(distinct) if progress else 0):
+        hidden = not progress or len(distinct) <= LONG
+        for batch in tqdm(batches, desc="Features", unit="batch", disable=hidden):
             tensors = pad_rows([distinct[index] for index in batch], pad_id=0)
             ids, mask = (tensors[name].to(device) for name in ("input_ids", "attention_mask"))
             autocast = dtype == torch.bfloat16
@@ -393,15 +295,6 @@ def token_batches(rows: Sequence[Sequence[int]], *, batch_tokens: int) -> list[l
     return batches
 
 
-def _with_bar(batches: list[list[int]], *, rows: int) -> Iterable[list[int]]:
-    """Return the batches, with a progress bar for many rows."""
-    if rows <= LONG:
-        return batches
-    from tqdm.auto import tqdm
-
-    return tqdm(batches, desc="Features", unit="batch")
-
-
 def _order(rows: Sequence[Sequence[int]]) -> list[int]:
     """Sort rows by length, or by their tokens if enough of them share prefixes such as prompts."""
     by_tokens = sorted(range(len(rows)), key=lambda index: list(rows[index]))
@@ -411,40 +304,3 @@ def _order(rows: Sequence[Sequence[int]]) -> list[int]:
     if saved >= WORTH * sum(len(row) for row in rows):
         return by_tokens
     return sorted(range(len(rows)), key=lambda index: len(rows[index]))
-
-
-def _read(path: Path) -> torch.Tensor | None:
-    """Return the features of a file; None if it is absent or does not match its checksum."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            features, checksum = file.get_tensor("features"), (file.metadata() or {}).get("sha256")
-    except (SafetensorError, OSError) as error:
-        logger.warning(f"{path} cannot be read ({error}): it is computed again")
-        return None
-    if hashlib.sha256(_bytes(features)).hexdigest() != checksum:
-        logger.warning(f"{path} was changed after it was written: it is computed again")
-        return None
-    return features
-
-
-def _write(path: Path, features: torch.Tensor) -> None:
-    """Write a file atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    metadata = {"format": str(FORMAT), "sha256": hashlib.sha256(_bytes(features)).hexdigest()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"features": features.contiguous()}, temporary, metadata=metadata)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise TaskHeadsError(
-            Problem(
-                str(path),
-                f"cannot write the file ({error})",
-                f"a folder with room for {features.nbytes:,} bytes",
-                "free some space, or choose another folder",
-                code="path-access",
-            )
-        ) from error

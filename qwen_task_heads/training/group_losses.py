@@ -3,7 +3,7 @@
 Design decisions:
 
 - Scores stay flat, `(N,)` with `sizes` per group, as a packed batch returns them. Nothing is padded.
-- Each function returns one loss per group `(G,)`, which `pair_losses.reduce` averages. Scores are cast to
+- Each function returns one loss per group `(G,)`, which `loss_rows.reduce` averages. Scores are cast to
   fp32.
 - The functions loop over groups. A batch has tens of groups, and the backbone takes nearly all of the time.
 - A gain that is not finite gives a NaN loss, never a tie.
@@ -12,15 +12,14 @@ Design decisions:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
-from qwen_task_heads.training.pair_losses import PAIR_LOSSES, as_column, nan_of, shape_error
+from qwen_task_heads.training.loss_rows import Loss, as_column, at_least_fp32, nan_of, shape_error
 
 
 def plackett_luce(scores: Tensor, *, sizes: Sequence[int], gains: Tensor) -> Tensor:
@@ -113,87 +112,35 @@ def pair_indices(sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
     return left, right
 
 
-@dataclass(frozen=True)
-class GroupLoss:
-    """An entry of `GROUP_LOSSES`: `function(scores, sizes=..., gains=...) -> (G,)`, formula and source."""
-
-    name: str
-    function: Callable[..., Tensor]
-    formula: str
-    source: str
-
-
-GROUP_LOSSES: dict[str, GroupLoss] = {
-    loss.name: loss
-    for loss in (
-        GroupLoss(
-            "plackett_luce",
-            plackett_luce,
-            "Σ_i [logsumexp(s_j : gain_j ≤ gain_i) - s_i]",
-            "Plackett 1975; Xia et al. 2008 (ListMLE)",
-        ),
-        GroupLoss("all_pairs", all_pairs, "mean over i < j of CE(σ(s_i - s_j), p_ij)", "arXiv:2203.02155"),
-    )
-}
-
-
-def resolve_group_loss(name: str, *, where: str = "--loss") -> GroupLoss:
-    """Return the entry of `GROUP_LOSSES` called `name`.
-
-    Raises:
-        TaskHeadsError: there is no such loss; the message lists the names.
-    """
-    if name not in GROUP_LOSSES:
-        names = ", ".join(GROUP_LOSSES)
-        raise TaskHeadsError(
-            Problem(where, f"found {shorten(name)}", names, "choose one of them", code="option-value")
-        )
-    return GROUP_LOSSES[name]
-
-
-# Preference signals by column: their description, and the loss that uses them.
-_SIGNALS = {
-    "margin": ("margins", "bradley_terry_margin"),
-    "preference": ("votes, clicks or preferences", "soft"),
-}
-
-
-def unused_signals(loss_name: str, columns: Iterable[str]) -> str | None:
-    """Describe the preference signals of the data that a loss does not use; None if it uses all of them.
-
-    Args:
-        loss_name: a name in `PAIR_LOSSES` or `GROUP_LOSSES`.
-        columns: columns of the data set, such as `train.column_names`; columns without signals are ignored.
-
-    Example:
-        >>> from qwen_task_heads.training.group_losses import unused_signals
-        >>> unused_signals("bradley_terry", ["chosen_ids", "rejected_ids", "row"])
-        >>> unused_signals("bradley_terry", ["chosen_ids", "rejected_ids", "margin"]).split(": ")[1]
-        'choose bradley_terry_margin to use them'
-    """
-    uses = PAIR_LOSSES[loss_name].uses if loss_name in PAIR_LOSSES else ()
-    present = set(columns)
-    unused = [entry for name, entry in _SIGNALS.items() if name in present and name not in uses]
-    if not unused:
-        return None
-    signals = " and ".join(signal for signal, _ in unused)
-    losses = " or ".join(loss for _, loss in unused)
-    return f"the data has {signals}, which loss {loss_name!r} does not use: choose {losses} to use them"
-
-
 def _groups(scores: Tensor, sizes: Sequence[int], gains: Tensor) -> tuple[Tensor, Tensor]:
     """Check the sizes; return scores and gains as (N,), at least fp32."""
     if scores.ndim != 1 or scores.shape != gains.shape:
         raise shape_error("gains", scores.shape, gains.shape)
     if not sizes or min(sizes) < 2 or sum(sizes) != len(scores):
-        raise TaskHeadsError(
-            Problem(
-                "group sizes",
-                f"found sizes {shorten(list(sizes))} for {len(scores)} scores",
-                "sizes of at least 2 that sum to the number of scores",
-                "drop groups of one title",
-                code="argument-type",
-            )
-        )
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        problem = f"found sizes {shorten(list(sizes))} for {len(scores)} scores"
+        expected, fix = "sizes of at least 2 that sum to the number of scores", "drop groups of one title"
+        raise TaskHeadsError(Problem("group sizes", problem, expected, fix, code="argument-type"))
+    scores = scores.to(at_least_fp32(scores))
     return scores, gains.to(scores)
+
+
+ROWS = (
+    Loss(
+        "plackett_luce",
+        "groups",
+        plackett_luce,
+        "Σ_i [logsumexp(s_j : gain_j ≤ gain_i) - s_i]",
+        "Plackett 1975; Xia et al. 2008 (ListMLE)",
+        paper="plackett_luce",
+        uses=("sizes", "gains"),
+    ),
+    Loss(
+        "all_pairs",
+        "groups",
+        all_pairs,
+        "mean over i < j of CE(σ(s_i - s_j), p_ij)",
+        "arXiv:2203.02155",
+        paper="instructgpt",
+        uses=("sizes", "gains", "preference"),
+    ),
+)

@@ -1,31 +1,28 @@
 """Options of `recipes/grpo_titles.py`: a title generator, its texts and the scorer that rewards it.
 
-Importing trl takes seconds, so the recipe reports missing options first (`check_named`).
+Importing trl takes seconds, so the run reports missing options first (`runs.title_generator.check_named`).
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from transformers.trainer_utils import IntervalStrategy
-from trl import GRPOConfig, ModelConfig, TrlParser
+from trl import GRPOConfig, ModelConfig
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.training.command_lines import read_config, unusable, with_line_breaks
-from qwen_task_heads.training.option_checks import (
-    metric_problems,
-    option_problems,
-    saving_problems,
-    tracker_problems,
-)
+from qwen_task_heads.training.command_lines import parse_groups
+from qwen_task_heads.training.option_checks import metric_problems, option_problems, saving_problems
 
 
 @dataclass
 class TitleGeneratorArguments:
     """Texts to write titles for, and the scorer that rewards them; trl has the other options."""
+
+    log_predictions: ClassVar[bool] = False  # titles come from texts of the data; trackers get numbers
 
     reward_model: str = field(metadata={"help": "Folder or repo id of a title scorer."})
     dataset_name: str = field(metadata={"help": "File, folder or data set id with a text in each row."})
@@ -75,26 +72,11 @@ def parse_title_generator_arguments(
         TaskHeadsError: the config file is missing, a key is unknown, or a value is not usable; includes
             values that fail only at the first step or a save (`option_checks.py`).
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    # trl accepts --config as a word of its own only.
-    words = [
-        part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])
-    ]
-    words = with_line_breaks(words)
     groups = (TitleGeneratorArguments, TitleGeneratorConfig, ModelConfig)
-    known = sorted({item.name for group in groups for item in fields(group)} | {"env", "config"})
-    _, problems = read_config(words, known)
-    if problems:
-        raise TaskHeadsError(problems)
-    try:
-        task, args, model_args = TrlParser(groups).parse_args_and_config(words)
-    except TaskHeadsError:
-        raise
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        raise TaskHeadsError(unusable(words, str(error))) from error
+    task, args, model_args = parse_groups(groups, argv)
     problems = [*_evaluation_problems(args), *saving_problems(args)]
     if argv is None:  # only the run of this process trains here
-        problems += [*option_problems(args), *tracker_problems(args)]
+        problems += option_problems(args)
     if not 0 <= task.length_penalty <= 1:
         problem, fix = f"found {task.length_penalty}", "give --length_penalty 0.5"
         problems.append(Problem("--length_penalty", problem, "0 to 1", fix, code="option-range"))

@@ -13,7 +13,7 @@ from typing import Any
 
 from trl import GRPOTrainer
 
-from qwen_task_heads.hubcode.folder_task_heads import CARD
+from qwen_task_heads.hubcode.hashes_task_heads import CARD
 from qwen_task_heads.training.hub_saving import WithoutTrainingArgs
 
 

@@ -14,22 +14,23 @@ Design decisions:
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 from qwen_task_heads.training.class_balance import count_labels
 from qwen_task_heads.training.convex_heads import PENALTIES, fit_path
-from qwen_task_heads.training.feature_rows import FeatureRows, TextRows, check_soft
-from qwen_task_heads.training.features import Features
+from qwen_task_heads.training.feature_cache import Features
+from qwen_task_heads.training.feature_rows import FeatureRows, TextRows
 from qwen_task_heads.training.frozen_heads import FittedHead, HeadTraining, fit_head, fresh_head, head_config
-from qwen_task_heads.training.text_losses import resolve_text_loss
+from qwen_task_heads.training.losses import resolve_text_loss
 
 # Maps features (N, H) and the name of a loss to rows of train and of dev.
 MakeRows = Callable[[torch.Tensor, str], tuple[FeatureRows, FeatureRows]]
@@ -118,15 +119,8 @@ def parse_head(text: str) -> tuple[int, ...]:
     sizes = [width.strip() for width in widths.split(",")] if widths else []
     if (kind == "linear" and not sizes) or (kind == "mlp" and sizes and all(_is_width(w) for w in sizes)):
         return tuple(map(int, sizes))
-    raise TaskHeadsError(
-        Problem(
-            "--heads",
-            f"found {text!r}",
-            "linear, or mlp with its widths, such as mlp:256 or mlp:1024,512",
-            "choose such as mlp:256",
-            code="option-value",
-        )
-    )
+    problem, expected = f"found {text!r}", "linear, or mlp with its widths, such as mlp:256 or mlp:1024,512"
+    raise TaskHeadsError(Problem("--heads", problem, expected, "choose such as mlp:256", code="option-value"))
 
 
 def parse_layers(text: str | int) -> tuple[int, ...]:
@@ -142,15 +136,8 @@ def parse_layers(text: str | int) -> tuple[int, ...]:
     """
     numbers = str(text).split("+")  # a YAML file may contain a number
     if not all(map(_is_width, numbers)):
-        raise TaskHeadsError(
-            Problem(
-                "--layers",
-                f"found {text!r}",
-                "a layer from 1, or several joined by +, such as 20 or 15+20",
-                "choose such as 2",
-                code="option-value",
-            )
-        )
+        problem, expected = f"found {text!r}", "a layer from 1, or several joined by +, such as 20 or 15+20"
+        raise TaskHeadsError(Problem("--layers", problem, expected, "choose such as 2", code="option-value"))
     return tuple(sorted(set(map(int, numbers))))
 
 
@@ -181,10 +168,9 @@ def text_rows(
         )
         for name, given in options.items()
     }
-
     for loss in losses.values():
         for table in (train, dev):
-            check_soft(loss, table)
+            loss.check_soft(table, where="--losses")
 
     def make(features: torch.Tensor, loss: str) -> tuple[FeatureRows, FeatureRows]:
         train_features, dev_features = features.split([len(train), len(dev)])
@@ -232,18 +218,13 @@ def sweep_heads(
     states = _states(features, layers)
     grid = list(product(states, dict.fromkeys(losses), dict.fromkeys(heads)))
     if not grid or not seeds:
-        raise TaskHeadsError(
-            Problem(
-                "sweep",
-                "found no combination",
-                "at least one layer, pooling, head, loss and seed",
-                "pass at least one of each",
-                code="option-missing",
-            )
-        )
+        expected, fix = "at least one layer, pooling, head, loss and seed", "pass at least one of each"
+        raise TaskHeadsError(Problem("sweep", "found no combination", expected, fix, code="option-missing"))
     cached: dict[Any, tuple[FeatureRows, FeatureRows]] = {}  # rows of the current layers, pooling and loss
     results = []
-    for (read, pooling), loss, sizes in _with_bar(grid, progress=progress):
+    for (read, pooling), loss, sizes in tqdm(
+        grid, desc="Heads", unit="head", disable=not progress or len(grid) < 2
+    ):
         if (read, pooling, loss) not in cached:
             joined = torch.cat([features[layer, pooling].to(model.device) for layer in read], dim=1)
             cached = {(read, pooling, loss): rows(joined, loss)}
@@ -286,11 +267,3 @@ def choose(results: Sequence[Result], *, tolerance: float = 0.0) -> Result:
     near = [result for result in results if abs(result.mean - best.mean) <= tolerance]
     least = min(result.combination.layer for result in near)
     return next(result for result in near if result.combination.layer == least)
-
-
-def _with_bar(grid: Sequence[Any], *, progress: bool) -> Iterable[Any]:
-    if not progress or len(grid) < 2:
-        return grid
-    from tqdm.auto import tqdm
-
-    return tqdm(grid, desc="Heads", unit="head")

@@ -87,9 +87,6 @@ def try_optimizer(args: Any) -> tuple[torch.optim.Optimizer | None, list[Problem
     """Build the optimizer of the options; return None and the problems if it cannot be built.
 
     DeepSpeed brings its own optimizer, which is not checked.
-
-    Args:
-        args: `TrainingArguments`.
     """
     if args.deepspeed_plugin is not None:
         return None, []
@@ -105,13 +102,9 @@ def try_optimizer(args: Any) -> tuple[torch.optim.Optimizer | None, list[Problem
 def _optimizer_problem(args: Any, error: Exception) -> Problem:
     name, reason = str(args.optim.value), " ".join(str(error).split())
     if "optim_target_modules" in reason:
-        return Problem(
-            "--optim_target_modules",
-            f"found none with --optim {name}",
-            "names of modules, or all-linear",
-            "add --optim_target_modules all-linear",
-            code="option-missing",
-        )
+        where, expected = "--optim_target_modules", "names of modules, or all-linear"
+        fix = "add --optim_target_modules all-linear"
+        return Problem(where, f"found none with --optim {name}", expected, fix, code="option-missing")
     for option, usual in NUMBERS.items():
         given, without = vars(args)[option], copy.copy(args)
         setattr(without, option, usual)

@@ -23,10 +23,6 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from transformers import get_scheduler
-from transformers.integrations import (
-    get_available_reporting_integrations,
-    get_reporting_integration_callbacks,
-)
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 
@@ -41,7 +37,6 @@ NEEDED: dict[str, dict[str, Any]] = {
     "cosine_warmup_with_min_lr": {"min_lr_rate": 0.1},
     "warmup_stable_decay": {"num_decay_steps": 10},
 }
-NOT_LISTED = ("azure_ml", "flyte")  # transformers does not report whether these trackers are installed
 FOLLOW_A_METRIC = ("reduce_lr_on_plateau", "greedy")
 STEPS = 100  # length of a run that is not known yet
 
@@ -78,9 +73,6 @@ def prefers_less(metric: str | None) -> bool:
 def option_problems(args: Any) -> list[Problem]:
     """Return all problems of optimizer, schedule and precision on this machine.
 
-    Args:
-        args: `TrainingArguments`.
-
     Example:
         >>> from transformers import TrainingArguments
         >>> from qwen_task_heads.training.option_checks import option_problems
@@ -93,79 +85,28 @@ def option_problems(args: Any) -> list[Problem]:
 
 
 def saving_problems(args: Any) -> list[Problem]:
-    """Return the problems of the options that control when and how often to save.
-
-    Args:
-        args: `TrainingArguments`.
-    """
+    """Return the problems of the options that control when and how often to save."""
     problems = []
     if args.save_total_limit is not None and args.save_total_limit < 1:
-        problems.append(
-            Problem(
-                "--save_total_limit",
-                f"found {args.save_total_limit!s}",
-                "1 or more",
-                "give --save_total_limit 1, or give --save_strategy no --load_best_model_at_end false",
-                code="option-range",
-            )
-        )
+        problem = f"found {args.save_total_limit!s}"
+        fix = "give --save_total_limit 1, or give --save_strategy no --load_best_model_at_end false"
+        problems.append(Problem("--save_total_limit", problem, "1 or more", fix, code="option-range"))
     if args.save_strategy == SaveStrategy.BEST and args.eval_strategy == "no":
-        problems.append(
-            Problem(
-                "--save_strategy",
-                "found 'best' without an evaluation, which saves nothing",
-                "no, steps or epoch",
-                "give --save_strategy epoch",
-                code="option-conflict",
-            )
-        )
+        where, problem = "--save_strategy", "found 'best' without an evaluation, which saves nothing"
+        fix = "give --save_strategy epoch"
+        problems.append(Problem(where, problem, "no, steps or epoch", fix, code="option-conflict"))
     return problems
 
 
 def _machine_problems(args: Any) -> list[Problem]:
     problems = []
     if args.fp16 and args.device.type == "cpu":
-        problems.append(
-            Problem(
-                "--fp16",
-                "found it on a CPU",
-                "a GPU or another precision",
-                "drop it",
-                code="device-unavailable",
-            )
-        )
+        where, expected = "--fp16", "a GPU or another precision"
+        problems.append(Problem(where, "found it on a CPU", expected, "drop it", code="device-unavailable"))
     if args.use_liger_kernel and find_spec("liger_kernel") is None:
-        problems.append(
-            Problem(
-                "--use_liger_kernel",
-                "package liger_kernel is not installed",
-                "an installed package",
-                "pip install liger-kernel, or drop it",
-                code="package-missing",
-            )
-        )
-    return problems
-
-
-def tracker_problems(args: Any) -> list[Problem]:
-    """Refuse a `--report_to` that transformers does not know or whose package is not installed.
-
-    Args:
-        args: `TrainingArguments`.
-    """
-    problems, installed = [], get_available_reporting_integrations()
-    for name in args.report_to:
-        problem, code = f"found {name!r}, which is not installed", "package-missing"
-        try:
-            get_reporting_integration_callbacks([name])
-        except ValueError as error:
-            problem, code = f"found {name!r}: {error}", "option-value"
-        else:
-            if name in installed or name in NOT_LISTED:
-                continue
-        install = f"pip install {name}, or " if "installed" in problem else ""
-        fix = f"{install}give --report_to none"
-        problems.append(Problem("--report_to", problem, "an installed tracker", fix, code=code))
+        where, problem = "--use_liger_kernel", "package liger_kernel is not installed"
+        fix = "pip install liger-kernel, or drop it"
+        problems.append(Problem(where, problem, "an installed package", fix, code="package-missing"))
     return problems
 
 
@@ -237,15 +178,9 @@ def direction_problems(args: Any) -> list[Problem]:
     if mode == right:
         return []
     metric, better = args.metric_for_best_model, "more" if args.greater_is_better else "less"
-    return [
-        Problem(
-            "--lr_scheduler_kwargs",
-            f"found mode {mode!r} with {metric}, of which {better} is better",
-            f"mode {right!r}",
-            f"give --lr_scheduler_kwargs '{json.dumps({**given, 'mode': right})}'",
-            code="option-conflict",
-        )
-    ]
+    problem = f"found mode {mode!r} with {metric}, of which {better} is better"
+    fix = f"give --lr_scheduler_kwargs '{json.dumps({**given, 'mode': right})}'"
+    return [Problem("--lr_scheduler_kwargs", problem, f"mode {right!r}", fix, code="option-conflict")]
 
 
 def _schedule_arguments(name: str) -> list[str]:

@@ -2,14 +2,14 @@
 
 Design decisions:
 
-- A loss is a plain function of score tensors and returns one loss per pair `(B,)`. `reduce` averages them, so
-  that row weights work with every loss.
+- A loss is a plain function of score tensors and returns one loss per pair `(B,)`. `loss_rows.reduce`
+  averages them, so that row weights work with every loss.
 - Scores are cast to fp32 here (float64 stays): bf16 scores near 8 tie in 40% of pairs 0.04 apart. All
   formulas use logsigmoid, log_softmax or logsumexp. Loss and gradient stay finite for gaps to 1e4.
 - Every loss raises TaskHeadsError unless its tensors have one shape `(B,)`: (B, 1) and (B,) would broadcast.
 - Only shapes are checked here, because reading values would synchronise with the device at each step. The
   readers check values. A NaN gives a NaN loss, never a zero one.
-- `PAIR_LOSSES` is the only list of names: recipes, messages and cards read it.
+- `ROWS` is part of `losses.LOSSES`, which recipes, messages, cards and tests read.
 
 `c` and `r` are the scores of chosen and rejected, `σ` is the logistic function.
 """
@@ -17,14 +17,13 @@ Design decisions:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.training.loss_rows import Loss, LossOption, as_column, at_least_fp32, nan_of, shape_error
 
 
 def bradley_terry(chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -184,198 +183,19 @@ def center_rewards(chosen: Tensor, rejected: Tensor, *, coefficient: float) -> T
         TaskHeadsError: the shapes are not equal `(B,)`, or the coefficient is negative or not finite.
     """
     if not (math.isfinite(coefficient) and coefficient >= 0):
-        raise TaskHeadsError(
-            Problem(
-                "center_rewards",
-                f"found coefficient {coefficient!r}",
-                "a number of 0 or more",
-                "use 0.01, or 0 for no centring",
-                code="option-range",
-            )
-        )
+        where, problem = "center_rewards", f"found coefficient {coefficient!r}"
+        fix = "use 0.01, or 0 for no centring"
+        raise TaskHeadsError(Problem(where, problem, "a number of 0 or more", fix, code="option-range"))
     gap = _gap(chosen, rejected)
     return coefficient * (gap + 2 * rejected.to(gap.dtype)) ** 2  # c + r, at the precision of the gap
-
-
-def reduce(losses: Tensor, *, weight: Tensor | None = None) -> Tensor:
-    """Return the mean of `weight · loss` over the rows, a scalar.
-
-    The divisor is the number of rows, not the sum of the weights. Gradient accumulation and several processes
-    then give the same gradient as one large batch. Keep the mean weight of a data set near 1.
-
-    Raises:
-        TaskHeadsError: no rows, or the weight has another shape.
-    """
-    if losses.ndim != 1 or losses.numel() == 0:
-        problem = f"found losses of shape {tuple(losses.shape)}"
-        expected = "shape (B,) with B of 1 or more"
-        raise TaskHeadsError(Problem("reduce", problem, expected, "drop empty batches", code="argument-type"))
-    return losses.mean() if weight is None else (losses * as_column(weight, losses, "weight")).mean()
-
-
-@dataclass(frozen=True)
-class PairLoss:
-    """An entry of `PAIR_LOSSES`: the function, its inputs, and its formula and source for cards.
-
-    Args:
-        name: name in recipes and configs.
-        function: `(chosen, rejected, **columns) -> (B,)`.
-        formula: one line, in c and r.
-        source: paper or upstream code.
-        uses: batch columns that the function takes.
-        needs: columns of which the data must have at least one; empty if the loss needs none.
-        options: scalar options, with their defaults in the signature of the function.
-    """
-
-    name: str
-    function: Callable[..., Tensor]
-    formula: str
-    source: str
-    uses: tuple[str, ...] = ()
-    needs: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
-
-    def check(self, columns: Iterable[str], *, where: str = "--loss") -> None:
-        """Validate, before training, that the data has the columns that this loss needs.
-
-        Raises:
-            TaskHeadsError: the columns contain none of `needs`.
-        """
-        present = set(columns)
-        if self.needs and not present.intersection(self.needs):
-            raise TaskHeadsError(
-                Problem(
-                    where,
-                    f"found loss {self.name!r} with columns {', '.join(sorted(present)) or 'none'}",
-                    f"a column {' or '.join(self.needs)} in every row",
-                    "add the column to the data, or choose one of: " + ", ".join(losses_for(present)),
-                    code="column-missing",
-                )
-            )
-
-    def __call__(self, chosen: Tensor, rejected: Tensor, **inputs: Tensor | float | None) -> Tensor:
-        """Return losses `(B,)`. Inputs that are None count as absent.
-
-        Raises:
-            TaskHeadsError: a required column is missing, or the loss does not use an input.
-        """
-        given = {key: value for key, value in inputs.items() if value is not None}
-        self.check(given, where=f"loss {self.name!r}")
-        known = (*self.uses, *self.options)
-        # An input that is ignored without an error would train another loss than the one configured.
-        if unknown := [key for key in given if key not in known]:
-            raise TaskHeadsError(
-                Problem(
-                    f"loss {self.name!r}",
-                    f"found input {', '.join(unknown)}",
-                    ", ".join(known) or "no further input",
-                    "leave it out, or choose a loss that uses it",
-                    code="argument-type",
-                )
-            )
-        return self.function(chosen, rejected, **given)
-
-
-PAIR_LOSSES: dict[str, PairLoss] = {
-    loss.name: loss
-    for loss in (
-        PairLoss("bradley_terry", bradley_terry, "-log σ(c - r)", "Bradley & Terry 1952; arXiv:2203.02155"),
-        PairLoss(
-            "bradley_terry_margin",
-            bradley_terry_margin,
-            "-log σ(c - r - m)",
-            "Touvron et al. 2023 (Llama 2), arXiv:2307.09288",
-            uses=("margin",),
-            needs=("margin",),
-        ),
-        PairLoss(
-            "soft",
-            soft,
-            "-p log σ(c - r) - (1 - p) log σ(r - c)",
-            "Mitchell 2023 (cDPO note)",
-            uses=("preference",),
-            needs=("preference",),
-        ),
-        PairLoss(
-            "rao_kupper",
-            rao_kupper,
-            "-log P(outcome), P(win) = σ(c - r - log(1 + nu))",
-            "Rao & Kupper 1967",
-            uses=("tie", "preference"),
-            needs=("tie", "preference"),
-            options=("nu",),
-        ),
-        PairLoss(
-            "davidson",
-            davidson,
-            "-log P(outcome), win : loss : tie = e^c : e^r : nu e^((c + r)/2)",
-            "Davidson 1970",
-            uses=("tie", "preference"),
-            needs=("tie", "preference"),
-            options=("nu",),
-        ),
-        PairLoss(
-            "margin_ranking",
-            margin_ranking,
-            "max(0, m - (c - r))",
-            "Herbrich et al. 2000; torch margin_ranking_loss",
-            uses=("margin",),
-        ),
-    )
-}
-
-
-def losses_for(columns: Iterable[str]) -> list[str]:
-    """Return the names of the pair losses whose required columns the data has."""
-    present = set(columns)
-    return [loss.name for loss in PAIR_LOSSES.values() if not loss.needs or present.intersection(loss.needs)]
-
-
-def resolve_pair_loss(name: str, *, where: str = "--loss") -> PairLoss:
-    """Return the entry of `PAIR_LOSSES` called `name`.
-
-    Raises:
-        TaskHeadsError: there is no such loss; the message lists the names.
-
-    Example:
-        >>> from qwen_task_heads.training.pair_losses import resolve_pair_loss
-        >>> resolve_pair_loss("bradley_terry").formula
-        '-log σ(c - r)'
-    """
-    if name not in PAIR_LOSSES:
-        names = ", ".join(PAIR_LOSSES)
-        raise TaskHeadsError(
-            Problem(where, f"found {shorten(name)}", names, "choose one of them", code="option-value")
-        )
-    return PAIR_LOSSES[name]
 
 
 def _gap(chosen: Tensor, rejected: Tensor) -> Tensor:
     """Return `chosen - rejected` (B,), at least fp32."""
     if chosen.ndim != 1 or chosen.shape != rejected.shape:
         raise shape_error("scores", chosen.shape, rejected.shape)
-    dtype = torch.promote_types(torch.promote_types(chosen.dtype, rejected.dtype), torch.float32)
+    dtype = at_least_fp32(chosen, rejected)
     return chosen.to(dtype) - rejected.to(dtype)  # cast first: a difference of bf16 scores loses precision
-
-
-def as_column(values: Tensor, like: Tensor, name: str) -> Tensor:
-    """Return a column of the batch with the dtype and device of `like`, whose shape it must have."""
-    if values.shape != like.shape:
-        raise shape_error(name, like.shape, values.shape)
-    return values.to(like)
-
-
-def shape_error(name: str, first: torch.Size, second: torch.Size) -> TaskHeadsError:
-    """Build the error for two inputs that should have one shape `(B,)`; the caller raises it."""
-    return TaskHeadsError(
-        Problem(
-            f"loss input {name!r}",
-            f"found shapes {tuple(first)} and {tuple(second)}",
-            "two tensors of one shape (B,)",
-            "squeeze the last dimension of the logits",
-            code="argument-type",
-        )
-    )
 
 
 def _row_losses(
@@ -391,19 +211,73 @@ def _row_losses(
     return -log_p
 
 
-def nan_of(values: Tensor) -> Tensor:
-    """Return zero, or NaN if a value is not finite, which comparisons alone would treat as a tie."""
-    return (0.0 * values).sum()
-
-
 def _check_nu(nu: float) -> None:
-    if not (math.isfinite(nu) and nu > 0):
-        raise TaskHeadsError(
-            Problem(
-                "tie parameter nu",
-                f"found {nu!r}",
-                "a finite number above 0",
-                "use 0.5, the default",
-                code="option-range",
-            )
-        )
+    if problems := NU.problems(nu):
+        raise TaskHeadsError(problems)
+
+
+NU = LossOption(
+    name="nu", field="loss_nu", help="Tie parameter: the larger, the more ties.", default=0.5, above=0
+)
+MARGIN = LossOption(name="margin", field="loss_margin", help="Required gap between the scores, for all rows.")
+TIES = ("tie", "preference")
+
+ROWS = (
+    Loss(
+        "bradley_terry",
+        "pairs",
+        bradley_terry,
+        "-log σ(c - r)",
+        "Bradley & Terry 1952; arXiv:2203.02155",
+        paper="bradley_terry",
+    ),
+    Loss(
+        "bradley_terry_margin",
+        "pairs",
+        bradley_terry_margin,
+        "-log σ(c - r - m)",
+        "Touvron et al. 2023 (Llama 2), arXiv:2307.09288",
+        paper="llama2",
+        uses=("margin",),
+        needs=("margin",),
+        options=(MARGIN,),
+    ),
+    Loss(
+        "soft",
+        "pairs",
+        soft,
+        "-p log σ(c - r) - (1 - p) log σ(r - c)",
+        "Mitchell 2023 (cDPO note)",
+        uses=("preference",),
+        needs=("preference",),
+    ),
+    Loss(
+        "rao_kupper",
+        "pairs",
+        rao_kupper,
+        "-log P(outcome), P(win) = σ(c - r - log(1 + nu))",
+        "Rao & Kupper 1967",
+        uses=TIES,
+        needs=TIES,
+        options=(NU,),
+    ),
+    Loss(
+        "davidson",
+        "pairs",
+        davidson,
+        "-log P(outcome), win : loss : tie = e^c : e^r : nu e^((c + r)/2)",
+        "Davidson 1970",
+        uses=TIES,
+        needs=TIES,
+        options=(NU,),
+    ),
+    Loss(
+        "margin_ranking",
+        "pairs",
+        margin_ranking,
+        "max(0, m - (c - r))",
+        "Herbrich et al. 2000; torch margin_ranking_loss",
+        uses=("margin",),
+        options=(MARGIN,),
+    ),
+)

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from qwen_task_heads.hubcode.encoding_task_heads import pad_rows
-from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TaskHeadModel
+from qwen_task_heads.hubcode.long_rows_task_heads import cut_rows, is_long
+from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 from qwen_task_heads.hubcode.pooling_task_heads import real_tokens
 from qwen_task_heads.throughput import product_operations
 
@@ -55,8 +56,8 @@ def batch_shape(model: TaskHeadModel, rows: Sequence[Sequence[int]], *, pools: b
     """
     batch = pad_rows(rows, pad_id=0)
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    if isinstance(model, PooledClassifier) and model._is_long(ids, mask):
-        ids, mask, _ = model._cut(ids, mask)
+    if is_long(model.config, ids, mask):
+        ids, mask, _ = cut_rows(model.config, ids, mask)
     real = real_tokens(mask, ids)
     count = int(real.sum())
     if not model._can_pack(real):
@@ -108,10 +109,11 @@ def pass_costs(
     """Return the costs of a pass, from the trained parameters of each layer and of the layers before it.
 
     Args:
-        model: of this library, with the layers of an adapter if there is one. training: True if there is a
-        backward pass. half: True if states have two bytes, as under autocast; else they have the size of the
-        weights. checkpointing: True if the backward pass computes the states of a layer again. inputs_train:
-        True if outputs of the embeddings require gradients, as checkpointing with adapters does.
+        model: of this library, with the layers of an adapter if there is one.
+        training: True if there is a backward pass.
+        half: True if states have two bytes, as under autocast; else they have the size of the weights.
+        checkpointing: True if the backward pass computes the states of a layer again.
+        inputs_train: True if outputs of the embeddings require gradients: checkpointing with adapters.
     """
     config, named = model.model.config, list(model.model.named_modules())
     layers = model.model._modules.get("layers")

@@ -17,6 +17,7 @@ from typing import Any
 from transformers.trainer_utils import HubStrategy
 
 from qwen_task_heads.errors import Problem, shorten
+from qwen_task_heads.hubs import HUBS
 
 EXPORT_FORMATS = ("saved", "merged", "stock")
 # Strategies of transformers that publish weights before they are evaluated.
@@ -24,32 +25,44 @@ DURING_TRAINING = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
 
 # Licence ids of the Hugging Face Hub, which refuses a card with another id.
 # https://huggingface.co/docs/hub/repositories-licenses
-LICENCES = {
-    "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m",
-    "bigscience-bloom-rail-1.0", "bigcode-openrail-m", "afl-3.0", "artistic-2.0", "bsl-1.0", "bsd",
-    "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "c-uda", "cc", "cc0-1.0", "cc-by-2.0", "cc-by-2.5",
-    "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0",
-    "cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0",
-    "cc-by-nc-sa-4.0", "cdla-sharing-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "wtfpl", "ecl-2.0",
-    "epl-1.0", "epl-2.0", "etalab-2.0", "eupl-1.1", "eupl-1.2", "agpl-3.0", "gfdl", "gpl", "gpl-2.0",
-    "gpl-3.0", "lgpl", "lgpl-2.1", "lgpl-3.0", "lgpl-lr", "isc", "h-research", "intel-research", "lppl-1.3c",
-    "ms-pl", "apple-ascl", "apple-amlr", "mpl-2.0", "odc-by", "odbl", "openmdw-1.0", "openrail++", "osl-3.0",
-    "postgresql", "ofl-1.1", "ncsa", "unlicense", "zlib", "pddl", "deepfloyd-if-license",
-    "fair-noncommercial-research-license", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4",
-    "grok2-community", "gemma", "unknown", "other",
-}  # fmt: skip
+_LICENCES = """
+apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
+bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear
+c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0
+cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0
+cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl
+ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1
+lgpl-3.0 lgpl-lr isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by
+odbl openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl deepfloyd-if-license
+fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 grok2-community
+gemma unknown other
+"""
+LICENCES = frozenset(_LICENCES.split())
 OWN_LICENCE = "other:"  # prefix of the name of a licence that is not on the list
 # Frequent inputs in place of a language code.
 LANGUAGES = {
-    "arabic": "ar", "chinese": "zh", "english": "en", "french": "fr", "german": "de", "hindi": "hi",
-    "italian": "it", "japanese": "ja", "korean": "ko", "mandarin": "zh", "portuguese": "pt", "russian": "ru",
-    "spanish": "es", "cn": "zh", "jp": "ja", "kr": "ko",
-}  # fmt: skip
+    "arabic": "ar",
+    "chinese": "zh",
+    "english": "en",
+    "french": "fr",
+    "german": "de",
+    "hindi": "hi",
+    "italian": "it",
+    "japanese": "ja",
+    "korean": "ko",
+    "mandarin": "zh",
+    "portuguese": "pt",
+    "russian": "ru",
+    "spanish": "es",
+    "cn": "zh",
+    "jp": "ja",
+    "kr": "ko",
+}
 
 
 @dataclass
-class PublishArguments:
-    """Facts of the card that a run cannot measure, and the export format of the published model."""
+class CardArguments:
+    """Facts of the card that a run cannot measure."""
 
     license: str | None = field(
         default=None,
@@ -70,6 +83,12 @@ class PublishArguments:
         default="", metadata={"help": "Intended use of the model for the card, in sentences."}
     )
     citation: str = field(default="", metadata={"help": "BibTeX of the model or its data for the card."})
+
+
+@dataclass
+class PublishArguments(CardArguments):
+    """Facts of the card, and the export format of the published model."""
+
     publish_form: str = field(
         default="saved",
         metadata={"help": "saved: as trained; merged: without adapter; stock: a class of transformers."},
@@ -143,55 +162,27 @@ def publish_problems(task: PublishArguments, training: Any) -> list[Problem]:
     """
     problems = card_problems(vars(task), prefix="--")
     if task.publish_form not in EXPORT_FORMATS:
+        problem, expected = f"found {task.publish_form!r}", ", ".join(EXPORT_FORMATS)
         problems.append(
-            Problem(
-                "--publish_form",
-                f"found {task.publish_form!r}",
-                ", ".join(EXPORT_FORMATS),
-                "choose one of them",
-                code="option-value",
-            )
+            Problem("--publish_form", problem, expected, "choose one of them", code="option-value")
         )
     if training.hub_token is not None:
-        problems.append(
-            Problem(
-                "--hub_token",
-                "found a token",  # not quoted: this message is written to logs
-                "no token on a command line or in a file",
-                "drop it: revoke it there, and log in by `hf auth login`, HF_TOKEN or MODELSCOPE_API_TOKEN",
-                code="secret-found",
-            )
-        )
+        problem = "found a token"  # not quoted: this message is written to logs
+        expected = "no token on a command line or in a file"
+        fix = f"drop it: revoke it there, and {'; '.join(hub.login for hub in HUBS.values())}"
+        problems.append(Problem("--hub_token", problem, expected, fix, code="secret-found"))
+    name = training.hub_model_id
     if not training.push_to_hub:
-        if training.hub_model_id is not None:
-            problems.append(
-                Problem(
-                    "--hub_model_id",
-                    f"found {training.hub_model_id!r} without --push_to_hub",
-                    "--push_to_hub true with it",
-                    "add --push_to_hub true",
-                    code="option-missing",
-                )
-            )
+        if name is not None:
+            problem, expected = f"found {name!r} without --push_to_hub", "--push_to_hub true with it"
+            fix = "add --push_to_hub true"
+            problems.append(Problem("--hub_model_id", problem, expected, fix, code="option-missing"))
         return problems
-    if training.hub_model_id is None:
-        problems.append(
-            Problem(
-                "--hub_model_id",
-                "found none",
-                "owner/name of the repo",
-                "add --hub_model_id owner/name",
-                code="option-missing",
-            )
-        )
+    if name is None:
+        expected, fix = "owner/name of the repo", "add --hub_model_id owner/name"
+        problems.append(Problem("--hub_model_id", "found none", expected, fix, code="option-missing"))
     if HubStrategy(training.hub_strategy) in DURING_TRAINING:
-        problems.append(
-            Problem(
-                "--hub_strategy",
-                f"found {training.hub_strategy!s}",
-                "end, because only the finished and verified model is published",
-                "drop it",
-                code="option-unsupported",
-            )
-        )
+        problem = f"found {training.hub_strategy!s}"
+        expected = "end, because only the finished and verified model is published"
+        problems.append(Problem("--hub_strategy", problem, expected, "drop it", code="option-unsupported"))
     return problems

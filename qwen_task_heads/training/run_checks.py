@@ -281,12 +281,7 @@ def checkpoint_bytes(model: nn.Module, args: Any) -> tuple[int, int]:
 
 
 def optimizer_bytes(model: nn.Module, args: Any) -> int:
-    """Return the bytes of the optimizer state of the trained parameters.
-
-    Args:
-        model: in training.
-        args: `TrainingArguments`, with the optimizer.
-    """
+    """Return the bytes of the optimizer state of the trained parameters."""
     own = [one for one in model.parameters() if one.requires_grad]
     moments = {dtype: _state_bytes(args, dtype) for dtype in {one.dtype for one in own}}
     return math.ceil(sum(one.numel() * moments[one.dtype] for one in own))

@@ -12,9 +12,9 @@ from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem
 from qwen_task_heads.tokenization.label_prompts import MAX_LENGTH, instruction_for
 from qwen_task_heads.training.argument_checks import not_one_of
-from qwen_task_heads.training.arguments import DataArguments, HeadModelConfig, parse_arguments
-from qwen_task_heads.training.backbone_defaults import rates_for
+from qwen_task_heads.training.arguments import HeadModelConfig, parse_arguments, set_default_rate
 from qwen_task_heads.training.run_defaults import RunDefaults
+from qwen_task_heads.training.text_arguments import TextArguments
 
 ENDS = ("head", "tail")
 ROWS = "rows are token ids, and the loss is computed on the answer alone"
@@ -32,52 +32,17 @@ UNUSED = {
 
 
 @dataclass
-class SftArguments(DataArguments):
+class SftArguments(TextArguments):
     """Options of data, labels and prompt of a generative classifier."""
 
-    dataset_name: str = field(
-        default="embedded",
-        metadata={
-            "help": "File, folder or data set id of labelled texts; 'embedded' for the sample in the package."
-        },
-    )
-    labels: str | None = field(
-        default=None,
-        metadata={"help": "labels.yaml (names, descriptions, examples, aliases) or class.txt."},
-    )
-    max_samples: int | None = field(
-        default=None, metadata={"help": "Maximum number of training rows to read."}
-    )
     instruction: str | None = field(
         default=None,
         metadata={"help": "Prompt before the text; may contain {labels}, {descriptions} and {examples}."},
     )
     truncation: str = field(default="head", metadata={"help": "Part of a long text to keep: head or tail."})
-    mix: str | None = field(default=None, metadata={"help": "Labelled texts to mix into the training set."})
-    mix_ratio: float = field(
-        default=2.0, metadata={"help": "Rows of the training set per row that is mixed in."}
-    )
     length_normalized: bool = field(
         default=False, metadata={"help": "Score a label by the mean over its tokens instead of the sum."}
     )
-
-    def data_options(self) -> dict[str, Any]:
-        """Return the arguments of `read_text_sets` that are given, without the source."""
-        names = (
-            "labels",
-            "dev_fraction",
-            "test_fraction",
-            "hub",
-            "bad_rows",
-            "max_samples",
-            "mix",
-            "mix_ratio",
-            "encoding",
-            "columns",
-        )
-        options = {name: vars(self)[name] for name in names}
-        options |= {"dev": self.dev_dataset, "test": self.test_dataset}
-        return {name: value for name, value in options.items() if value is not None}
 
     def prompt_options(self, labels: LabelMap, max_length: int | None) -> dict[str, Any]:
         """Return the arguments of `AnswerPrompts`; the default instruction describes the labels."""
@@ -122,20 +87,13 @@ class SftClassifyConfig(RunDefaults, SFTConfig):
 def parse_sft_arguments(
     argv: Sequence[str] | None = None,
 ) -> tuple[SftArguments, SftClassifyConfig, SftModelConfig]:
-    """Parse the command line and the `--config` YAML; the command line wins.
-
-    Raises:
-        TaskHeadsError: the config file is missing or not a mapping, a key is unknown, or a value is not
-            usable.
-    """
+    """Parse the command line and the `--config` YAML, as `arguments.parse_arguments` does."""
     texts, training, model = parse_arguments(
         (SftArguments, SftClassifyConfig, SftModelConfig), argv, check=_check
     )
     if model.use_peft and model.lora_target_modules is None:  # the default of PEFT is q and v alone
         model.lora_target_modules = "all-linear"  # type: ignore[assignment]
-    if training.learning_rate is None:
-        kind = "lora" if model.use_peft else "full"
-        training.learning_rate = rates_for("sft", model.model_name_or_path)[kind]
+    set_default_rate(training, model, "sft")
     return texts, training, model
 
 
@@ -155,13 +113,6 @@ def _check(texts: SftArguments, training: SftClassifyConfig, model: SftModelConf
             problem, fix = f"found {value!r}", f"drop it: {reason}"
             problems.append(Problem(f"--{name}", problem, "the default", fix, code="option-unsupported"))
     if training.completion_only_loss is False:
-        problems.append(
-            Problem(
-                "--completion_only_loss",
-                "found false",
-                "true",
-                "drop it: the loss is computed on the answer alone",
-                code="option-unsupported",
-            )
-        )
+        fix, code = "drop it: the loss is computed on the answer alone", "option-unsupported"
+        problems.append(Problem("--completion_only_loss", "found false", "true", fix, code=code))
     return problems

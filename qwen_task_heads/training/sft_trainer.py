@@ -36,10 +36,6 @@ IGNORED = -100  # no loss on these tokens
 def answer_dataset(examples: Sequence[TextExample], *, prompts: AnswerPrompts) -> tuple[Dataset, str]:
     """Return rows for `SFTTrainer`, in their order, and a message on truncated texts.
 
-    Args:
-        examples: with one label each.
-        prompts: of the model.
-
     Returns:
         A data set of `input_ids` (prompt, answer, end) and `labels` (-100 on the prompt), and the message.
 
@@ -47,11 +43,8 @@ def answer_dataset(examples: Sequence[TextExample], *, prompts: AnswerPrompts) -
         TaskHeadsError: candidates that leave no room for the text; each set of candidates is reported once.
     """
     columns: dict[str, list[Any]] = {name: [None] * len(examples) for name in ("input_ids", "labels")}
-    by_candidates: dict[tuple[str, ...], list[int]] = {}
-    for index, example in enumerate(examples):
-        by_candidates.setdefault(example.candidates, []).append(index)
     truncated, problems = 0, []
-    for candidates, indices in by_candidates.items():
+    for candidates, indices in _by_candidates(examples, range(len(examples))).items():
         try:
             texts = [examples[index].text for index in indices]
             encoded = prompts.encode(texts, candidates=candidates or None)
@@ -77,21 +70,13 @@ def answer_dataset(examples: Sequence[TextExample], *, prompts: AnswerPrompts) -
 
 
 def equal_answers(examples: Sequence[TextExample], *, prompts: AnswerPrompts) -> EqualRows:
-    """Find texts whose truncated prompt equals that of another text with another label.
-
-    Args:
-        examples: with one label each.
-        prompts: of the model.
-    """
+    """Find texts whose truncated prompt equals that of another text with another label."""
     untruncated = copy(prompts)
     untruncated.max_length = WHOLE
 
     def encode(indices: Sequence[int], *, encoder: AnswerPrompts) -> list[list[int]]:
         rows: dict[int, list[int]] = {}
-        by_candidates: dict[tuple[str, ...], list[int]] = {}
-        for index in indices:
-            by_candidates.setdefault(examples[index].candidates, []).append(index)
-        for candidates, members in by_candidates.items():
+        for candidates, members in _by_candidates(examples, indices).items():
             encoded = encoder.encode(
                 [examples[index].text for index in members], candidates=candidates or None
             )
@@ -201,6 +186,16 @@ class AnswerTrainer(WithoutTrainingArgs, SFTTrainer):
             correct = float(top_credit(scores, [_label(example) for example in own]).sum())
         total = self.accelerator.reduce(torch.tensor(correct, device=self.args.device), reduction="sum")
         return float(total) * world / self.args.world_size / len(self.dev)
+
+
+def _by_candidates(
+    examples: Sequence[TextExample], indices: Sequence[int]
+) -> dict[tuple[str, ...], list[int]]:
+    """Return the indices of examples by their candidate labels, which are part of the prompt."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for index in indices:
+        groups.setdefault(examples[index].candidates, []).append(index)
+    return groups
 
 
 def _label(example: TextExample) -> int:

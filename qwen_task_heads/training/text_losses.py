@@ -2,17 +2,17 @@
 
 Design decisions:
 
-- A loss is a plain function of logits and labels and returns one loss per row `(B,)`. `pair_losses.reduce`
+- A loss is a plain function of logits and labels and returns one loss per row `(B,)`. `loss_rows.reduce`
   averages them, so that row weights work with every loss.
 - Class weights and `pos_weight` multiply the losses, and the mean is over the rows. torch's own `mean`
   divides by the sum of the weights *of the batch*: eight rows at once, or as 4 + 4, would give two different
-  steps. Instead, `resolve_text_loss` divides the weights once by their mean over the training set. Over the
-  whole training set that equals torch's mean, and every split into batches gives the same gradient.
+  steps. Instead, `losses.resolve_text_loss` divides the weights once by their mean over the training set.
+  Over the whole training set that equals torch's mean, and every split into batches gives the same gradient.
 - Logits are cast to fp32 (float64 stays), and formulas use logsigmoid, log_softmax or logsumexp. Loss and
   gradient stay finite for logits to ±1e4.
 - Only shapes are checked per step. A NaN gives a NaN loss, never a zero one. The trainer rejects a label of
   -100, which torch would ignore without a message, before the first step.
-- `TEXT_LOSSES` is the only list of names: recipes, messages and cards read it.
+- `ROWS` is part of `losses.LOSSES`, which recipes, messages, cards and tests read.
 
 `z` are logits, `q = softmax(z)`, or `σ(z)` for multi-label models. There are K labels, and n_k training rows
 with label k.
@@ -21,30 +21,14 @@ with label k.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
-from qwen_task_heads.training.class_balance import (
-    absent_label_messages,
-    counts_problem,
-    read_number,
-    read_weights,
-)
-
-# Options of the losses, and the command-line options that set them.
-FLAGS = {
-    "class_weights": "--class_weights",
-    "label_smoothing": "--label_smoothing_factor",
-    "focal_gamma": "--focal_gamma",
-    "pos_weight": "--pos_weight",
-    "logit_adjustment_tau": "--logit_adjustment_tau",
-}
+from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.metrics.classification import MULTI, ORDINAL, REGRESSION, SINGLE
+from qwen_task_heads.training.loss_rows import Loss, LossOption, at_least_fp32
 
 
 def cross_entropy(
@@ -221,196 +205,13 @@ def cumulative_link(
     return cross_entropy(logits, labels, soft=soft, class_weights=class_weights)
 
 
-@dataclass(frozen=True)
-class LossForm:
-    """An entry of `TEXT_LOSSES`: `function(logits, labels, **parameters) -> (B,)`, and its inputs.
-
-    Args:
-        function: the loss.
-        formula: one line, for cards.
-        source: paper or upstream code.
-        options: names from `FLAGS` that the function takes.
-        uses: columns of the batch that the function takes in addition to `labels`.
-    """
-
-    function: Callable[..., Tensor]
-    formula: str
-    source: str
-    options: tuple[str, ...] = ()
-    uses: tuple[str, ...] = ()
-
-
-# The first of each problem type is its default.
-TEXT_LOSSES: dict[str, dict[str, LossForm]] = {
-    "single_label_classification": {
-        "cross_entropy": LossForm(
-            cross_entropy,
-            "-log softmax(z)_y",
-            "torch cross_entropy",
-            options=("class_weights", "label_smoothing"),
-            uses=("soft",),
-        ),
-        "focal": LossForm(
-            focal,
-            "-(1 - q_y)^γ log q_y",
-            "Lin et al. 2017, arXiv:1708.02002",
-            options=("focal_gamma", "class_weights"),
-        ),
-        "logit_adjusted": LossForm(
-            logit_adjusted,
-            "-log softmax(z + τ log prior)_y",
-            "Menon et al. 2021, arXiv:2007.07314",
-            options=("logit_adjustment_tau", "label_smoothing"),
-            uses=("soft",),
-        ),
-    },
-    "multi_label_classification": {
-        "bce": LossForm(
-            bce,
-            "mean over labels of -t log σ(z) - (1 - t) log σ(-z)",
-            "torch bce_with_logits",
-            options=("pos_weight", "label_smoothing"),
-        ),
-        "focal": LossForm(
-            focal_binary,
-            "mean over labels of -(1 - p)^γ log p",
-            "Lin et al. 2017, arXiv:1708.02002",
-            options=("focal_gamma",),
-        ),
-    },
-    "regression": {
-        "mse": LossForm(mse, "(z - y)²", "torch mse_loss"),
-        "mae": LossForm(mae, "|z - y|", "torch l1_loss"),
-        "huber": LossForm(huber, "(z - y)²/2, linear beyond 1", "Huber 1964; torch huber_loss"),
-    },
-    "ordinal": {
-        "cumulative_link": LossForm(
-            cumulative_link,
-            "-log P(y), P(y <= k) = σ(threshold_k - f)",
-            "McCullagh 1980",
-            options=("class_weights",),
-            uses=("soft",),
-        ),
-    },
-}
-# Options whose parameter in the loss function has another name.
-_PARAMETERS = {"focal_gamma": "gamma", "logit_adjustment_tau": "tau"}
-
-
-@dataclass(frozen=True)
-class TextLoss:
-    """A loss with resolved options, from `resolve_text_loss`.
-
-    Args:
-        name: as in `TEXT_LOSSES`.
-        form: its entry there.
-        parameters: arguments of the function in addition to logits, labels and `soft`.
-        messages: lines for the report of the run, such as labels without a training row.
-    """
-
-    name: str
-    form: LossForm
-    parameters: dict[str, Tensor | float] = field(default_factory=dict)
-    messages: tuple[str, ...] = ()
-
-    def __call__(self, logits: Tensor, labels: Tensor, **columns: Tensor) -> Tensor:
-        """Return losses (B,), fp32; `columns` are those that the loss uses.
-
-        Raises:
-            TaskHeadsError: the shapes differ.
-        """
-        return self.form.function(logits, labels, **columns, **self.parameters)
-
-
-def resolve_text_loss(
-    name: str | None,
-    *,
-    problem_type: str,
-    num_labels: int,
-    options: Mapping[str, Any] | None = None,
-    class_counts: Sequence[int] | None = None,
-    rows: int | None = None,
-    labels: Sequence[str] = (),
-) -> TextLoss:
-    """Resolve a loss and its options before training, and report all problems in one error.
-
-    Args:
-        name: a name in `TEXT_LOSSES[problem_type]`; None for the default of the problem type.
-        problem_type: as in the model's config.
-        num_labels: K.
-        options: by their names in `FLAGS`; values of None, and a smoothing of 0, count as not given.
-            `class_weights` and `pos_weight` are `"balanced"` or a number per label.
-        class_counts: n_k, training rows with each label; `balanced` and `logit_adjusted` need it.
-        rows: number of training rows; the counts of multi-label rows do not determine it.
-        labels: names of the labels, for messages.
-
-    Raises:
-        TaskHeadsError: an unknown loss, an option that it does not take, or a value out of range.
-
-    Example:
-        >>> from qwen_task_heads.training.text_losses import resolve_text_loss
-        >>> loss = resolve_text_loss(None, problem_type="single_label_classification", num_labels=2,
-        ...                          options={"class_weights": "balanced"}, class_counts=[30, 10])
-        >>> loss.parameters["class_weights"]
-        tensor([0.6667, 2.0000])
-    """
-    forms = TEXT_LOSSES[problem_type]
-    chosen = next(iter(forms)) if name is None else name
-    if chosen not in forms:
-        raise TaskHeadsError(
-            Problem(
-                "--loss",
-                f"found {shorten(chosen)} for {problem_type}",
-                ", ".join(forms),
-                "choose one of them",
-                code="option-value",
-            )
-        )
-    form = forms[chosen]
-    given = {key: value for key, value in (options or {}).items() if value is not None}
-    if not given.get("label_smoothing"):
-        given.pop("label_smoothing", None)
-    problems: list[Problem] = []
-    parameters: dict[str, Tensor | float] = {}
-    for key, value in given.items():
-        flag = FLAGS.get(key, f"loss option {key!r}")
-        if key not in form.options:
-            supported = ", ".join(FLAGS[option] for option in form.options) or "no option"
-            problem = f"found {shorten(value)} with loss {chosen!r}"
-            other = next((loss for loss, entry in forms.items() if key in entry.options), None)
-            fix = "drop it" if other is None else f"drop it, or give --loss {other}"
-            problems.append(Problem(flag, problem, supported, fix, code="option-conflict"))
-        elif key in ("class_weights", "pos_weight"):
-            weights, weight_problems = read_weights(
-                value, flag=flag, num_labels=num_labels, class_counts=class_counts, rows=rows
-            )
-            problems += weight_problems
-            parameters[key] = weights
-        elif number_problems := read_number(
-            value, flag=flag, below=1.0 if key == "label_smoothing" else math.inf
-        ):
-            problems += number_problems
-        else:
-            parameters[_PARAMETERS.get(key, key)] = value
-    is_adjusted = form.function is logit_adjusted
-    if is_adjusted:
-        if class_counts is None:
-            problems.append(counts_problem("--loss logit_adjusted"))
-        else:
-            parameters["class_counts"] = torch.tensor(class_counts, dtype=torch.float32)
-    if problems:
-        raise TaskHeadsError(problems)
-    messages = absent_label_messages(given, is_adjusted, class_counts, rows=rows, labels=labels)
-    return TextLoss(chosen, form, parameters, tuple(messages))
-
-
 def _checked(logits: Tensor, labels: Tensor, soft: Tensor | None) -> Tensor:
     """Check the shapes of the targets; return logits (B, K), at least fp32."""
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise _shape_error("labels", logits, labels, "shapes (B, K) and (B,)")
     if soft is not None and soft.shape != logits.shape:
         raise _shape_error("soft", logits, soft, "shape (B, K) of both")
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.to(at_least_fp32(logits))
 
 
 def _paired(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -420,17 +221,113 @@ def _paired(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     if logits.ndim != 2 or labels.shape != logits.shape:
         # (B, 1) and (B,) would broadcast to (B, B).
         raise _shape_error("labels", logits, labels, "shape (B, L) of both")
-    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    z = logits.to(at_least_fp32(logits))
     return z, labels.to(z)
 
 
 def _shape_error(name: str, logits: Tensor, values: Tensor, expected: str) -> TaskHeadsError:
-    return TaskHeadsError(
-        Problem(
-            f"loss input {name!r}",
-            f"found logits {tuple(logits.shape)} and {name} {tuple(values.shape)}",
-            expected,
-            "create the data set with the config of this model",
-            code="argument-type",
-        )
-    )
+    problem = f"found logits {tuple(logits.shape)} and {name} {tuple(values.shape)}"
+    fix = "create the data set with the config of this model"
+    return TaskHeadsError(Problem(f"loss input {name!r}", problem, expected, fix, code="argument-type"))
+
+
+CLASS_WEIGHTS = LossOption(
+    name="class_weights",
+    field="class_weights",
+    help="'balanced', or one positive number per label.",
+    per_label=True,
+)
+POS_WEIGHT = LossOption(
+    name="pos_weight",
+    field="pos_weight",
+    help="'balanced', or one positive number per label.",
+    per_label=True,
+)
+SMOOTHING = LossOption(
+    name="label_smoothing",
+    field="label_smoothing_factor",
+    help="Share of the target that is spread over all labels.",
+    default=0.0,
+    minimum=0,
+    below=1,
+    is_inherited=True,
+)
+FOCAL_GAMMA = LossOption(
+    name="focal_gamma",
+    field="focal_gamma",
+    help="Strength of the down-weighting of easy rows.",
+    parameter="gamma",
+    default=2.0,
+    minimum=0,
+)
+TAU = LossOption(
+    name="logit_adjustment_tau",
+    field="logit_adjustment_tau",
+    help="Strength; 1 is the value of the paper.",
+    parameter="tau",
+    default=1.0,
+    minimum=0,
+)
+
+# The first of each problem type is its default.
+ROWS = (
+    Loss(
+        "cross_entropy",
+        SINGLE,
+        cross_entropy,
+        "-log softmax(z)_y",
+        "torch cross_entropy",
+        uses=("soft",),
+        options=(CLASS_WEIGHTS, SMOOTHING),
+    ),
+    Loss(
+        "focal",
+        SINGLE,
+        focal,
+        "-(1 - q_y)^γ log q_y",
+        "Lin et al. 2017, arXiv:1708.02002",
+        paper="focal",
+        options=(FOCAL_GAMMA, CLASS_WEIGHTS),
+    ),
+    Loss(
+        "logit_adjusted",
+        SINGLE,
+        logit_adjusted,
+        "-log softmax(z + τ log prior)_y",
+        "Menon et al. 2021, arXiv:2007.07314",
+        paper="logit_adjusted",
+        uses=("soft",),
+        needs_counts=True,
+        options=(TAU, SMOOTHING),
+    ),
+    Loss(
+        "bce",
+        MULTI,
+        bce,
+        "mean over labels of -t log σ(z) - (1 - t) log σ(-z)",
+        "torch bce_with_logits",
+        options=(POS_WEIGHT, SMOOTHING),
+    ),
+    Loss(
+        "focal",
+        MULTI,
+        focal_binary,
+        "mean over labels of -(1 - p)^γ log p",
+        "Lin et al. 2017, arXiv:1708.02002",
+        paper="focal",
+        options=(FOCAL_GAMMA,),
+    ),
+    Loss("mse", REGRESSION, mse, "(z - y)²", "torch mse_loss"),
+    Loss("mae", REGRESSION, mae, "|z - y|", "torch l1_loss"),
+    Loss("huber", REGRESSION, huber, "(z - y)²/2, linear beyond 1", "Huber 1964; torch huber_loss"),
+    Loss(
+        "cumulative_link",
+        ORDINAL,
+        cumulative_link,
+        "-log P(y), P(y <= k) = σ(threshold_k - f)",
+        "McCullagh 1980",
+        paper="cumulative_link",
+        uses=("soft",),
+        options=(CLASS_WEIGHTS,),
+    ),
+)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from trl import RewardConfig
 
 from qwen_task_heads.errors import Problem
 from qwen_task_heads.training.argument_checks import not_one_of
 from qwen_task_heads.training.arguments import HeadArguments, HeadModelConfig, parse_arguments
-from qwen_task_heads.training.group_losses import GROUP_LOSSES
-from qwen_task_heads.training.pair_losses import PAIR_LOSSES
+from qwen_task_heads.training.losses import TITLE_LOSSES, given_options, with_loss_options
 from qwen_task_heads.training.run_defaults import RunDefaults
 
 
 @dataclass
+@with_loss_options("pairs", "groups")
 class TitleArguments(HeadArguments):
     """Options of data, template, head and loss of a title scorer."""
+
+    DATA_OPTIONS: ClassVar[tuple[str, ...]] = (*HeadArguments.DATA_OPTIONS, "min_impressions", "max_p_value")
 
     dataset_name: str = field(
         default="embedded",
@@ -35,36 +37,11 @@ class TitleArguments(HeadArguments):
     max_p_value: float = field(
         default=1.0, metadata={"help": "For arms: drop pairs whose click rates differ with a larger p-value."}
     )
-    loss: str = field(default="bradley_terry", metadata={"help": ", ".join([*PAIR_LOSSES, *GROUP_LOSSES])})
-    loss_margin: float | None = field(
-        default=None, metadata={"help": "Margin of margin_ranking and similar losses."}
-    )
-    loss_nu: float | None = field(
-        default=None, metadata={"help": "Tie parameter of rao_kupper and davidson."}
-    )
-
-    def data_options(self) -> dict[str, Any]:
-        """Return the arguments of `read_title_sets` without the source."""
-        names = (
-            "dev_fraction",
-            "test_fraction",
-            "hub",
-            "bad_rows",
-            "min_impressions",
-            "max_p_value",
-            "encoding",
-        )
-        options = {name: vars(self)[name] for name in names}
-        options["columns"] = self.columns or ()
-        return {"dev": self.dev_dataset, "test": self.test_dataset, **options}
+    loss: str = field(default="bradley_terry", metadata={"help": ", ".join(TITLE_LOSSES)})
 
     def loss_options(self) -> dict[str, float]:
-        """Return the scalar options of the loss that are given."""
-        return {
-            name: vars(self)[f"loss_{name}"]
-            for name in ("margin", "nu")
-            if vars(self)[f"loss_{name}"] is not None
-        }
+        """Return the options of the loss that are given."""
+        return given_options(self, ("pairs", "groups"))
 
 
 @dataclass
@@ -94,32 +71,15 @@ class TitleConfig(RunDefaults, RewardConfig):
 def parse_title_arguments(
     argv: Sequence[str] | None = None,
 ) -> tuple[TitleArguments, TitleConfig, HeadModelConfig]:
-    """Parse the command line and the `--config` YAML; the command line wins.
-
-    Raises:
-        TaskHeadsError: the config file is missing or not a mapping, a key is unknown, or a value is not
-            usable.
-    """
+    """Parse the command line and the `--config` YAML, as `arguments.parse_arguments` does."""
     return parse_arguments((TitleArguments, TitleConfig, HeadModelConfig), argv, check=check_titles)
 
 
 def check_titles(title: TitleArguments, training: TitleConfig, model: HeadModelConfig) -> list[Problem]:
-    """Return the problems of the options that only title scorers have.
-
-    Args:
-        title: options of the task.
-        training: options of the training.
-        model: options of the model; not used.
-    """
-    problems = not_one_of(("--loss", title.loss, [*PAIR_LOSSES, *GROUP_LOSSES]))
+    """Return the problems of the options that only title scorers have."""
+    problems = not_one_of(("--loss", title.loss, [*TITLE_LOSSES]))
     if training.trust_remote_code:
-        problems.append(
-            Problem(
-                "--trust_remote_code",
-                "found true, but code of a backbone's repo is never run",
-                "false",
-                "drop it: backbones of transformers need no such code",
-                code="code-untrusted",
-            )
-        )
+        problem = "found true, but code of a backbone's repo is never run"
+        fix = "drop it: backbones of transformers need no such code"
+        problems.append(Problem("--trust_remote_code", problem, "false", fix, code="code-untrusted"))
     return problems

@@ -2,7 +2,7 @@
 
 Differences from its parent:
 
-- The loss is one of `PAIR_LOSSES` or `GROUP_LOSSES`: per row, in fp32, weighted. An update is the mean over
+- The loss is one of `losses.LOSSES`: per row, in fp32, weighted. An update is the mean over
   all of its rows, for any split into batches (`updates`).
 - No pair is dropped for its length.
 - Dev accuracy is the mean over pairs and not over batches, on any number of processes. Equal titles or scores
@@ -25,9 +25,10 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.metrics.ties import TIE
 from qwen_task_heads.tokenization.collators import PREFERENCE_SIGNALS, TitleCollator
 from qwen_task_heads.training.callbacks import NonFiniteGuard, name_sources
-from qwen_task_heads.training.group_losses import GROUP_LOSSES, pair_indices, resolve_group_loss
+from qwen_task_heads.training.group_losses import pair_indices
 from qwen_task_heads.training.hub_saving import HubSaving
-from qwen_task_heads.training.pair_losses import center_rewards, resolve_pair_loss
+from qwen_task_heads.training.losses import PAIR_LOSSES, TITLE_LOSSES, option_problems, resolve_loss
+from qwen_task_heads.training.pair_losses import center_rewards
 from qwen_task_heads.training.speed import ThroughputCallback
 from qwen_task_heads.training.text_inputs import encode_titles
 from qwen_task_heads.training.updates import ExactUpdates, set_up
@@ -69,10 +70,10 @@ class TitleTrainer(HubSaving, ExactUpdates, RewardTrainer):
         eval_sources: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
-        self.grouped = loss in GROUP_LOSSES
-        self.group_loss = resolve_group_loss(loss) if self.grouped else None
+        self.loss = resolve_loss(loss, "pairs", "groups")
+        self.grouped = self.loss.problem_type == "groups"
         # With a group loss, dev still contains pairs, whose loss is Bradley-Terry.
-        self.pair_loss = resolve_pair_loss("bradley_terry" if self.grouped else loss)
+        self.pair_loss = PAIR_LOSSES["bradley_terry"] if self.grouped else self.loss
         self.loss_options = dict(loss_options or {})
         self.guard, self.throughput = NonFiniteGuard(), ThroughputCallback()
         self.sources = {"train": train_sources, "eval": eval_sources}
@@ -89,19 +90,11 @@ class TitleTrainer(HubSaving, ExactUpdates, RewardTrainer):
                 training=split == "train",
             )
             self.sources[split] = self.sources[split] or row_sources
-        self._check_loss(
-            loss, {"training set": kwargs["train_dataset"], "dev set": kwargs.get("eval_dataset")}
-        )
+        self._check_loss({"training set": kwargs["train_dataset"], "dev set": kwargs.get("eval_dataset")})
         if self.grouped and args is not None and args.center_rewards_coefficient is not None:
-            raise TaskHeadsError(
-                Problem(
-                    "--center_rewards_coefficient",
-                    f"found {args.center_rewards_coefficient} with loss {loss!r}, which takes groups",
-                    "a loss over pairs",
-                    "drop the option, or choose a loss over pairs",
-                    code="option-conflict",
-                )
-            )
+            where, fix = "--center_rewards_coefficient", "drop the option, or choose a loss over pairs"
+            problem = f"found {args.center_rewards_coefficient} with loss {loss!r}, which takes groups"
+            raise TaskHeadsError(Problem(where, problem, "a loss over pairs", fix, code="option-conflict"))
         kwargs.setdefault("data_collator", TitleCollator(tokenizer.pad_token_id))
         if args is not None:
             set_up(model, args)
@@ -121,19 +114,10 @@ class TitleTrainer(HubSaving, ExactUpdates, RewardTrainer):
         )
         return dataset
 
-    def _check_loss(self, loss: str, datasets: Mapping[str, Any]) -> None:
+    def _check_loss(self, datasets: Mapping[str, Any]) -> None:
         """Check loss options and columns before the first step."""
-        known = () if self.grouped else (*self.pair_loss.uses, *self.pair_loss.options)
-        if unknown := sorted(self.loss_options.keys() - set(known)):
-            raise TaskHeadsError(
-                Problem(
-                    f"--loss_{unknown[0]}",
-                    f"found {', '.join(unknown)} with loss {loss!r}",
-                    ", ".join(known) or "no option",
-                    "drop it, or choose another loss",
-                    code="option-conflict",
-                )
-            )
+        if problems := option_problems(self.loss_options, self.loss, known=TITLE_LOSSES.values()):
+            raise TaskHeadsError(problems)
         if self.grouped:
             return
         for name, dataset in datasets.items():
@@ -201,13 +185,8 @@ class TitleTrainer(HubSaving, ExactUpdates, RewardTrainer):
     ) -> tuple[torch.Tensor, ...]:
         """Return losses, credit (1, .5 or 0) and score gaps, each (B,); `same` (B,) marks equal titles."""
         chosen, rejected = scores.chunk(2)
-        inputs: dict[str, Any] = {}
-        if not self.grouped:
-            for name, value in self.loss_options.items():
-                # A margin for all rows is passed as a constant column.
-                inputs[name] = torch.full_like(chosen, value) if name in self.pair_loss.uses else value
-            inputs |= {name: signals[name] for name in self.pair_loss.uses if name in signals}
-        losses = self.pair_loss(chosen, rejected, **inputs)
+        options = {} if self.grouped else self.loss_options
+        losses = self.pair_loss(chosen, rejected, **self.pair_loss.inputs(options, signals, like=chosen))
         if self.args.center_rewards_coefficient is not None:
             losses = losses + center_rewards(
                 chosen, rejected, coefficient=self.args.center_rewards_coefficient
@@ -219,9 +198,7 @@ class TitleTrainer(HubSaving, ExactUpdates, RewardTrainer):
         self, scores: torch.Tensor, sizes: list[int], gains: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         """Return losses (G,), and credit and gaps over all pairs with different gains."""
-        losses = self.group_loss.function(  # type: ignore[union-attr]
-            scores, sizes=sizes, gains=gains, **self.loss_options
-        )
+        losses = self.loss(scores, sizes=sizes, gains=gains, **self.loss_options)
         left, right = (index.to(scores.device) for index in pair_indices(sizes))
         direction = torch.sign(gains[left] - gains[right])
         gap = (scores[left] - scores[right]) * direction

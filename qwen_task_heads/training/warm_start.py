@@ -25,8 +25,8 @@ from qwen_task_heads.head_rows import added_summary, check_added, rows_by_name
 from qwen_task_heads.hubcode.configuration_task_heads import TaskHeadConfig
 from qwen_task_heads.hubcode.encoding_task_heads import TEMPLATE_KEY, template_of
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
+from qwen_task_heads.hubs import HUGGINGFACE, resolve
 from qwen_task_heads.models import TASKS, load_tokenizer
-from qwen_task_heads.modelscope import HUGGINGFACE, MODELSCOPE, fetch_modelscope
 
 FILES = (
     "adapter/adapter_model.safetensors",
@@ -69,7 +69,7 @@ def head_options_of(repo: str, names: Sequence[str], *, hub: str = HUGGINGFACE) 
         {'pooling': 'mean', 'backbone_layers': 1}
     """
     try:
-        fields, _ = TaskHeadConfig.get_config_dict(_place(repo, hub))
+        fields, _ = TaskHeadConfig.get_config_dict(resolve(repo, hub=hub)[0])
     except OSError:
         return {}
     if fields.get("model_type") not in TASKS:
@@ -132,7 +132,7 @@ def load_head(
     if repo is None:
         return model
     saved_tokenizer = load_tokenizer(repo, hub=hub)
-    path = _place(repo, hub)
+    path, _ = resolve(repo, hub=hub)
     fields, _ = type(model.config).get_config_dict(path)
     if fields.get("model_type") != model.config.model_type:
         problem = f"found a {fields.get('model_type')!r} model in {repo}"
@@ -198,11 +198,6 @@ def read_head(repo: str) -> dict[str, torch.Tensor]:
                 if short.startswith("score."):
                     state[short.removeprefix("score.")] = tensors.get_tensor(key).float()
     return state
-
-
-def _place(repo: str, hub: str) -> str:
-    """Return the folder or id from which transformers loads a model."""
-    return str(fetch_modelscope(repo)[0]) if hub == MODELSCOPE and not Path(repo).exists() else repo
 
 
 def _file(repo: str, name: str) -> str | None:

@@ -19,12 +19,12 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from qwen_task_heads.modelscope import MODELSCOPE, fetch_modelscope
-from qwen_task_heads.verification import fingerprint
+from qwen_task_heads.hubs import resolve
 
 # Variables that the process must not inherit: tokens, and those of a distributed launch.
 HIDDEN = ("TOKEN", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_", "TORCHELASTIC_")
 TIMEOUT = 3600  # seconds
+PROGRAM = Path(__file__).with_name("clean_process.py")
 # Optional files that loaders ask for. After a download, the cache records which of them do not exist. An
 # offline load of an adapter without `config.json` hangs without this record.
 OPTIONAL = (
@@ -47,7 +47,7 @@ OPTIONAL = (
 
 KILLED = f"ended by signal {int(signal.SIGKILL)}"
 
-# Runs fingerprint.py on a job file in a process without the package; returns "" or the reason of a failure.
+# Runs clean_process.py on a job file in a process without the package; returns "" or the reason of a failure.
 Loader = Callable[[Path], str]
 
 
@@ -77,7 +77,7 @@ def lay_out(folder: Path, *, cache: Path, repo_id: str) -> str:
 
 
 def link_base(folder: Path, cache: Path) -> None:
-    """Link the base of an adapter from the user's cache, or ModelScope's, into the new cache."""
+    """Link the base of an adapter from the user's cache, or that of its hub, into the new cache."""
     cache.mkdir(parents=True, exist_ok=True)
     if not any((folder / name).is_file() for name in ("adapter_config.json", "adapter/adapter_config.json")):
         return
@@ -91,15 +91,15 @@ def link_base(folder: Path, cache: Path) -> None:
     if not base or Path(base).is_absolute():
         return
     name = f"models--{base.replace('/', '--')}"
-    if config.get("backbone_hub") == MODELSCOPE:
-        snapshot, _ = fetch_modelscope(base, revision=config.get("backbone_revision"))
-        lay_out(snapshot, cache=cache, repo_id=base)
+    if hub := config.get("backbone_hub"):
+        snapshot, _ = resolve(base, hub=hub, revision=config.get("backbone_revision"))
+        lay_out(Path(snapshot), cache=cache, repo_id=base)
     elif Path(constants.HF_HUB_CACHE, name).is_dir():
         (cache / name).symlink_to(Path(constants.HF_HUB_CACHE, name).resolve())
 
 
 def in_subprocess(job: Path) -> str:
-    """Run `fingerprint.py` on a job file in an isolated interpreter, without network and tokens."""
+    """Run `clean_process.py` on a job file in an isolated interpreter, without network and tokens."""
     inherited = {
         name: value for name, value in os.environ.items() if not any(part in name for part in HIDDEN)
     }
@@ -115,7 +115,7 @@ def in_subprocess(job: Path) -> str:
     }
     try:
         process = subprocess.run(
-            [sys.executable, "-I", fingerprint.__file__, str(job)],
+            [sys.executable, "-I", str(PROGRAM), str(job)],
             env=environment,
             cwd=root,
             capture_output=True,

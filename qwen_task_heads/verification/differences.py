@@ -7,20 +7,19 @@ all other differences.
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from qwen_task_heads.errors import Problem, shorten
 from qwen_task_heads.verification.fingerprint import canonical, tensor_facts
 
 NAMED = 3  # tensors listed in one message
 NORM = {True: 1e-5, False: 1e-2}  # tolerance of a merged weight's norm, in fp32 and in half precision
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+STORED_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 STOCK_OWN = ("problem_type", "pad_token_id", "architectures")
 NOTHING = "nothing"
 
@@ -135,7 +134,12 @@ def compare_tensors(
         found = _one_head(found, expected)
     adapted = any(".lora_" in name for name in wanted["tensors"])
     groups: dict[tuple[str, str], list[str]] = {}
-    problems, base = [], []
+    problems: list[Problem] = []
+    base: list[str] = []
+
+    def tell(where: str, found: str, wanted: str, fix: str) -> None:
+        problems.append(mismatch(where, f"found {found}", wanted, fix))
+
     for name in sorted(expected.keys() | found.keys()):
         own, theirs = expected.get(name), found.get(name)
         trained = not adapted or name.startswith("score.") or ".lora_" in name
@@ -143,65 +147,37 @@ def compare_tensors(
             continue
         if own is None or theirs is None or own["shape"] != theirs["shape"]:
             shapes = [NOTHING if facts is None else f"a tensor {facts['shape']}" for facts in (theirs, own)]
-            problems.append(
-                mismatch(f"tensor {name}", f"found {shapes[0]}", shapes[1], "save the model again")
-            )
+            tell(f"tensor {name}", shapes[0], shapes[1], "save the model again")
         elif theirs["norm"] is None and own["norm"] is not None:
-            problems.append(
-                mismatch(f"tensor {name}", "found NaN or inf", "finite values", "save the model again")
-            )
+            tell(f"tensor {name}", "NaN or inf", "finite values", "save the model again")
         elif theirs.get("int8") and not own.get("int8"):
-            problems.append(
-                mismatch(
-                    f"tensor {name}",
-                    "found values rounded to int8 steps",
-                    f"values in {own['dtype']}",
-                    "save the head as it was trained",
-                )
-            )
+            wide = f"values in {own['dtype']}"
+            tell(f"tensor {name}", "values rounded to int8 steps", wide, "save the head as it was trained")
         elif (theirs["dtype"] not in (own["dtype"], "float32") and ".lora_" not in name) or (
             theirs["dtype"] != own["dtype"] and not merged and ".lora_" not in name
         ):
             groups.setdefault((theirs["dtype"], own["dtype"]), []).append(name)
         elif theirs["sha256"] == own["sha256"] or name in unknown:
             continue
+        elif merged and name in wanted["merged"] and theirs["sha256"] == bases[name]["sha256"]:
+            unmerged.append(name)
         elif merged and name in wanted["merged"]:
             limit = NORM[theirs["dtype"] == "float32"]
-            if theirs["sha256"] == bases[name]["sha256"]:
-                unmerged.append(name)
-            elif abs(theirs["norm"] - own["norm"]) > limit * max(own["norm"], 1e-12):
-                problems.append(_other_norm(name, theirs, own))
+            if abs(theirs["norm"] - own["norm"]) > limit * max(own["norm"], 1e-12):
+                tell(f"tensor {name}", _norm(theirs), _norm(own), "save the model again")
         elif trained:
-            problems.append(_other_norm(name, theirs, own))
+            tell(f"tensor {name}", _norm(theirs), _norm(own), "save the model again")
         else:
             base.append(name)
     for (dtype, expected_dtype), names in groups.items():
-        problems.append(
-            mismatch(
-                f"dtype of {_joined(names)}",
-                f"found {dtype}",
-                expected_dtype,
-                "save it in the dtype of training",
-            )
-        )
+        tell(f"dtype of {_joined(names)}", dtype, expected_dtype, "save it in the dtype of training")
     if unmerged:
-        problems.append(
-            mismatch(
-                "the adapter is not merged",
-                f"found the base's values of {_joined(unmerged)}",
-                "the base with the adapter merged",
-                "merge the adapter, then save",
-            )
-        )
+        values = f"the base's values of {_joined(unmerged)}"
+        fix = "merge the adapter, then save"
+        tell("the adapter is not merged", values, "the base with the adapter merged", fix)
     if base:
-        problems.append(
-            mismatch(
-                "the base",
-                f"found other values in {_joined(base)}",
-                "the base of training",
-                "name the base and the revision of training",
-            )
-        )
+        fix = "name the base and the revision of training"
+        tell("the base", f"other values in {_joined(base)}", "the base of training", fix)
     return problems
 
 
@@ -215,8 +191,6 @@ def with_stored_head(found: dict[str, Any], folder: Path) -> dict[str, Any]:
         found: tensors of the loaded model, by name.
         folder: folder of the model.
     """
-    from safetensors import SafetensorError, safe_open
-
     kept = {name: facts for name, facts in found.items() if not name.startswith("score.")}
     for path in sorted(folder.glob("*.safetensors")):
         try:
@@ -237,9 +211,8 @@ def _one_head(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]
     return found
 
 
-def _other_norm(name: str, found: dict[str, Any], own: dict[str, Any]) -> Problem:
-    norms = [f"values of norm {facts['norm']!r}" for facts in (found, own)]
-    return mismatch(f"tensor {name}", f"found {norms[0]}", norms[1], "save the model again")
+def _norm(facts: dict[str, Any]) -> str:
+    return f"values of norm {facts['norm']!r}"
 
 
 def _joined(names: Sequence[str]) -> str:
@@ -253,8 +226,8 @@ def compare_stored(wanted: dict[str, Any], folder: Path) -> list[Problem]:
     for path in sorted(folder.glob("*.safetensors")):
         for name, dtype in _stored_dtypes(path).items():
             own = wanted["tensors"].get(canonical(name))
-            stored = DTYPES.get(dtype, f"{dtype} (a quantized tensor)")
-            if own and own["dtype"] in DTYPES.values() and stored not in (own["dtype"], "float32"):
+            stored = STORED_DTYPES.get(dtype, f"{dtype} (a quantized tensor)")
+            if own and own["dtype"] in STORED_DTYPES.values() and stored not in (own["dtype"], "float32"):
                 groups.setdefault((path.name, stored, own["dtype"]), []).append(canonical(name))
     return [
         mismatch(
@@ -268,25 +241,20 @@ def compare_stored(wanted: dict[str, Any], folder: Path) -> list[Problem]:
 
 
 def _stored_dtypes(path: Path) -> dict[str, str]:
-    """Return dtypes by name from the header of a safetensors file; {} without a valid header."""
-    with path.open("rb") as file:
-        start = file.read(8)
-        size = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if size > min(path.stat().st_size, 100_000_000):
-            return {}
-        try:
-            header = json.loads(file.read(size) or b"{}")
-        except ValueError:  # loading the model reports it
-            return {}
-    return {name: entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
+    """Return the dtypes of a safetensors file by name; {} for a file that cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    except SafetensorError:  # loading the model reports it
+        return {}
 
 
-def agreement(found: Any, wanted: Any, *, problem_type: str | None) -> float:
+def equal_share(found: Any, wanted: Any, *, problem_type: str | None) -> float:
     """Return the share of equal predictions: the best label, each label's decision, or the order of scores.
 
     Example:
-        >>> from qwen_task_heads.verification.differences import agreement
-        >>> agreement([[0.1], [0.3]], [[0.2], [0.1]], problem_type="regression")
+        >>> from qwen_task_heads.verification.differences import equal_share
+        >>> equal_share([[0.1], [0.3]], [[0.2], [0.1]], problem_type="regression")
         0.0
     """
     ours, theirs = np.asarray(wanted, dtype=np.float64), np.asarray(found, dtype=np.float64)

@@ -1,9 +1,8 @@
 """Compute the fingerprint of a model for comparison between processes: config, tensors, token ids, logits.
 
-Verification computes the fingerprint of the trained model at the end of a run. It then runs this file by its
-path in a process that cannot import the package, and computes the fingerprint of the loaded artifact. Both
-sides run the same code. Therefore this file imports only the standard library, torch, transformers, and
-onnxruntime for a graph.
+Verification computes the fingerprint of the trained model at the end of a run. `clean_process.py` then runs
+this file by its path in a process that cannot import the package, and computes the fingerprint of the loaded
+artifact. Both sides run the same code. Therefore this file imports only the standard library, torch and peft.
 
 Logits are computed in fp32 on both sides, whatever the stored dtype, because rounding to bfloat16 would hide
 differences. The weights of a trained model are widened in place and narrowed again without a loss. If the
@@ -14,18 +13,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib.abc
 import json
 import math
-import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-PACKAGE = "qwen_task_heads"
 HALF = ("torch.bfloat16", "torch.float16")
 FEW, MORE = 4, 3  # number of rows that are padded one by one, and the pad tokens of each
 VERY_LONG = 10**9  # a tokenizer without a limit has a larger one
@@ -48,20 +42,6 @@ NOISE = {
     "transformers_version",
     "use_cache",
 }
-# Exceptions of loading that are written to the report.
-FAILURES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
-
 Logits = list[list[float]]
 Forward = Callable[[Any, Any], Logits]  # input_ids (B, T), attention_mask (B, T) -> logits (B, L)
 
@@ -267,22 +247,6 @@ def _torch_forward(model: Any, answers: Sequence[int] | None) -> Forward:
     return forward
 
 
-def _graph_forward(path: str) -> Forward:
-    """Return a function that runs an ONNX file on the CPU."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-    def forward(input_ids: Any, attention_mask: Any) -> Logits:
-        given = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()}
-        return session.run(["logits"], given)[0].tolist()
-
-    return forward
-
-
 def layouts(
     forward: Forward, rows: Sequence[Sequence[int]], *, pad_id: int, paddings: Sequence[str]
 ) -> list[dict[str, Any]]:
@@ -323,99 +287,3 @@ def _batch(rows: Sequence[Sequence[int]], pad_id: int, side: str, more: int) -> 
 def _plain(value: Any) -> Any:
     """Return a value as `json` would read it back, so that both processes compare the same types."""
     return json.loads(json.dumps(value, default=str))
-
-
-class _Block(importlib.abc.MetaPathFinder):
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        if name.split(".")[0] == PACKAGE:
-            raise ImportError(f"{name}: the artifact imports the package that wrote it")
-
-
-def _load(job: dict[str, Any], report: dict[str, Any]) -> None:
-    """Load the model of a job without the package, and write its fingerprint to the report."""
-    import torch
-    from huggingface_hub import constants
-    from safetensors import SafetensorError
-    from transformers import (
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-    )
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    if job["cache"]:
-        constants.HF_HUB_CACHE = job["cache"]
-    name, trust = job["name"], {"trust_remote_code": job["trust"]}
-
-    @contextmanager
-    def stage(what: str) -> Iterator[None]:
-        try:
-            yield
-        except (*FAILURES, MemoryError, SafetensorError) as error:
-            report["failed"][what] = f"{type(error).__name__}: {error}"
-            full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-            if full or "can't allocate memory" in str(error):  # torch's message for the CPU
-                report["out_of_memory"] = what
-
-    is_generative = "answers" in job
-    if not is_generative:  # the adapter of a generative classifier has no config.json
-        with stage("config"):
-            config = AutoConfig.from_pretrained(name, **trust)
-            report["facts"] = facts(config)
-    tokenizer = None
-    with stage("tokenizer"):
-        # The tokenizer needs no code of the repo. With the default, transformers would prompt for it.
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        report |= {"tokenizer": tokenizer_facts(tokenizer), **ids_of(tokenizer, job)}
-    if job["graph"]:
-        with stage("graph"):
-            forward = _graph_forward(job["graph"])
-            rows = job["rows"] if tokenizer is None else rows_of(tokenizer, job)
-            pad_id = tokenizer.pad_token_id if tokenizer is not None else 0
-            report["logits"] = layouts(forward, rows, pad_id=pad_id or 0, paddings=job["paddings"])
-        return
-    model = None
-    auto_class = AutoModelForCausalLM if is_generative else AutoModelForSequenceClassification
-    with stage("model"):
-        if job["base_dtype"]:
-            model = _stock_adapter(name, dtype=job["base_dtype"])
-        else:
-            model = auto_class.from_pretrained(name, **trust)
-    if model is None and job["trust"]:  # the stored probe failed: load without it to find the cause
-        with stage("model, unverified"):
-            model = AutoModelForSequenceClassification.from_pretrained(name, verify=False, **trust)
-    if model is not None and tokenizer is not None:
-        with stage("logits"):
-            report |= describe(model.to(job["device"]), tokenizer, job)
-    elif model is not None:
-        report |= {"tensors": tensors(model), "merged": {}}
-
-
-def _stock_adapter(name: str, *, dtype: str) -> Any:
-    """Load an adapter with PEFT, because transformers would round the adapter to the base's dtype."""
-    from peft import PeftConfig, PeftModel
-    from transformers import AutoModelForCausalLM
-
-    named = PeftConfig.from_pretrained(name)
-    base = AutoModelForCausalLM.from_pretrained(
-        named.base_model_name_or_path, revision=named.revision or "main", dtype=dtype
-    )
-    return PeftModel.from_pretrained(base, name)
-
-
-def main() -> None:
-    """Read the job file of the command line and write `report.json` next to it."""
-    sys.meta_path.insert(0, _Block())
-    if PACKAGE in sys.modules:
-        raise SystemExit(f"{PACKAGE} is imported already: this process cannot verify an artifact")
-    path = Path(sys.argv[1])
-    report: dict[str, Any] = {"failed": {}}
-    _load(json.loads(path.read_text(encoding="utf-8")), report)
-    path.with_name("report.json").write_text(json.dumps(report), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at
 from qwen_task_heads.hubcode import CODE
 from qwen_task_heads.hubcode.folder_task_heads import ADAPTER
 from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -44,12 +44,12 @@ from qwen_task_heads.verification.artifacts import (
     link_base,
 )
 from qwen_task_heads.verification.differences import (
-    agreement,
     compare_facts,
     compare_stock,
     compare_stored,
     compare_tensors,
     compare_tokenizers,
+    equal_share,
     largest,
     mismatch,
     with_stored_head,
@@ -141,7 +141,7 @@ def verify_artifact(
         kind: `adapter`, `full`, `merged`, `stock`, `onnx`, `onnx_int8`, `generator`, `generator_adapter` or
             `generator_merged`.
         repo_id: the id to load by; None loads the folder by its path.
-        run: runs `fingerprint.py` on a job file; None for a subprocess.
+        run: runs `clean_process.py` on a job file; None for a subprocess.
         named: the folder named in messages, if `folder` is a temporary copy.
 
     Returns:
@@ -153,8 +153,8 @@ def verify_artifact(
     folder = Path(folder).resolve()
     named = named or folder
     if kind not in BOUNDS:
-        raise TaskHeadsError(
-            Problem("kind", f"found {kind!r}", ", ".join(BOUNDS), "choose one of them", code="option-value")
+        raise error_at(
+            "kind", f"found {kind!r}", ", ".join(BOUNDS), "choose one of them", code="option-value"
         )
     if problems := _missing(folder, kind, named=named):
         raise TaskHeadsError(problems)
@@ -194,10 +194,7 @@ def verify_artifact(
     if not rows and not problems:
         problems.append(
             mismatch(
-                str(named),
-                "found no logits to compare",
-                "logits of every layout",
-                "export the model again",
+                str(named), "found no logits to compare", "logits of every layout", "export the model again"
             )
         )
     if problems:
@@ -224,14 +221,12 @@ def _report(
     if not failure:
         return report
     killed = KILLED in failure
-    raise TaskHeadsError(
-        Problem(
-            str(named),
-            f"the clean process failed: {failure.strip().splitlines()[-1][:500]}",
-            "an artifact that loads in a clean process",
-            MORE_MEMORY if killed else "export the model again",
-            code="memory-exceeded" if killed else "verification-failed",
-        )
+    raise error_at(
+        str(named),
+        f"the clean process failed: {failure.strip().splitlines()[-1][:500]}",
+        "an artifact that loads in a clean process",
+        MORE_MEMORY if killed else "export the model again",
+        code="memory-exceeded" if killed else "verification-failed",
     )
 
 
@@ -249,34 +244,20 @@ def _missing(folder: Path, kind: str, *, named: str | Path) -> list[Problem]:
     elif not (folder / "model.safetensors.index.json").is_file():
         wanted.append("model.safetensors")
     ours = CODE if kind in WITH_CODE or _has_code(folder) else []
-    missing = [name for name in [*wanted, *(file.name for file in ours)] if not (folder / name).is_file()]
-    changed = [
-        file.name
+    found = {
+        name: ("the file is missing", "the file that save() writes")
+        for name in [*wanted, *(file.name for file in ours)]
+        if not (folder / name).is_file()
+    }
+    found |= {
+        file.name: ("found other code", "the file of the installed package")
         for file in ours
-        if file.name not in missing and (folder / file.name).read_bytes() != file.read_bytes()
+        if file.name not in found and (folder / file.name).read_bytes() != file.read_bytes()
+    }
+    return [
+        Problem(f"{named}/{name}", problem, expected, "save the model again", code="model-corrupted")
+        for name, (problem, expected) in found.items()
     ]
-    fix = "save the model again"
-    problems = [
-        Problem(
-            f"{named}/{name}",
-            "the file is missing",
-            "the file that save() writes",
-            fix,
-            code="model-corrupted",
-        )
-        for name in missing
-    ]
-    problems += [
-        Problem(
-            f"{named}/{name}",
-            "found other code",
-            "the file of the installed package",
-            fix,
-            code="model-corrupted",
-        )
-        for name in changed
-    ]
-    return problems
 
 
 def _has_code(folder: Path) -> bool:
@@ -346,7 +327,7 @@ def _rows(reference: Reference, report: dict[str, Any], kind: str) -> list[Row]:
             batch=entry["batch"],
             difference=float(np.abs(np.subtract(ours, theirs)).max()) if same else float("inf"),
             bound=None if relative is None else relative * scale,
-            agreement=agreement(theirs, ours, problem_type=problem_type) if same else 0.0,
+            agreement=equal_share(theirs, ours, problem_type=problem_type) if same else 0.0,
         )
         difference = row.difference if np.isfinite(row.difference) else float("inf")
         rows.append(replace(row, difference=difference))

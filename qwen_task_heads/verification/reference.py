@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.hubcode.attention_task_heads import EXACT, PACKED
+from qwen_task_heads.errors import error_at
+from qwen_task_heads.hubcode.attention_task_heads import PACKED
+from qwen_task_heads.hubcode.families_task_heads import family_of
 from qwen_task_heads.hubcode.folder_task_heads import REFERENCE
+from qwen_task_heads.hubcode.saving_task_heads import is_quantized
 from qwen_task_heads.verification.artifacts import attempts
 from qwen_task_heads.verification.fingerprint import describe
 
@@ -113,7 +115,7 @@ def _describe(model: Any, tokenizer: Any, job: dict[str, Any]) -> dict[str, Any]
     Raises:
         torch.OutOfMemoryError: the memory is not enough for any of these.
     """
-    home, training, quantized = model.device, model.training, is_quantized(model)
+    home, training, quantized = model.device, model.training, is_quantized(model.config)
     numbers = sum(parameter.numel() for parameter in model.parameters())
     # A quantized model cannot be moved.
     ways = [way for way in attempts(home.type, numbers=numbers) if way[0] == home.type or not quantized]
@@ -133,11 +135,6 @@ def _describe(model: Any, tokenizer: Any, job: dict[str, Any]) -> dict[str, Any]
             torch.cuda.empty_cache()  # after the failed computation has been released
 
 
-def is_quantized(model: Any) -> bool:
-    """Return whether the weights of a model, or of the base of its adapter, are quantized."""
-    return model.config.__dict__.get("quantization_config") is not None
-
-
 def _choose(texts: Sequence[str], pairs: Sequence[str] | None) -> list[tuple[str, str]]:
     """Return texts of evenly spaced ranks by length, from the shortest to the longest."""
     both = zip(texts, pairs if pairs is not None else [""] * len(texts), strict=True)
@@ -155,7 +152,7 @@ def _as_loaded(model: Any) -> Iterator[None]:
     """Compute as a newly loaded model does: packed attention, and no flash kernel, which has no fp32."""
     attention = model.model.config._attn_implementation
     packing, sharing = model.packing, model.prefix_sharing
-    if model.model.config.model_type in EXACT and attention != PACKED:
+    if family_of(model.model.config.model_type).packable and attention != PACKED:
         model.set_attn_implementation(PACKED)
     model.packing = model.prefix_sharing = True
     try:
@@ -184,12 +181,10 @@ def read_reference(folder: str | Path) -> Reference:
         content = json.loads(path.read_text(encoding="utf-8"))
         return Reference(content["job"], content["report"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TaskHeadsError(
-            Problem(
-                str(path),
-                f"the reference is missing or cannot be read ({type(error).__name__})",
-                "the file that the run wrote at its end",
-                "finish the run again, or call take_reference(load(folder), ...) and write_reference()",
-                code="path-not-found" if isinstance(error, OSError) else "file-format",
-            )
+        raise error_at(
+            str(path),
+            f"the reference is missing or cannot be read ({type(error).__name__})",
+            "the file that the run wrote at its end",
+            "finish the run again, or call take_reference(load(folder), ...) and write_reference()",
+            code="path-not-found" if isinstance(error, OSError) else "file-format",
         ) from error

@@ -1,4 +1,4 @@
-"""Check 23: hostile repos. Each is a `TaskHeadsError` within bounded work, and none of their code runs.
+"""Hostile repos. Each is a `TaskHeadsError` within bounded work, and none of their code runs.
 
 Any code of a repo would create a canary. The Auto classes of transformers are tested too, because they load
 safely with the package installed. Work is counted in calls; pytest's timeout stops a hang within one call.
@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model
-from refusals import raises_problem
+from problem_assertions import raises_problem
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 from work import at_most
 
@@ -219,10 +219,17 @@ def test_a_hostile_repo_is_an_error(honest: Path, tmp_path: Path, attack: Attack
 
 
 WRONG_KINDS: dict[str, Any] = {
-    "probe": [1], "probe.input_ids": 5, "probe.logits": "x", "text_config": [1], "id2label": [1],
-    "model_type": ["a"], "text_config.num_hidden_layers": "9" * 40, "text_config.layer_types": 5,
-    "max_seq_length": "x", "template": [1],
-}  # fmt: skip
+    "probe": [1],
+    "probe.input_ids": 5,
+    "probe.logits": "x",
+    "text_config": [1],
+    "id2label": [1],
+    "model_type": ["a"],
+    "text_config.num_hidden_layers": "9" * 40,
+    "text_config.layer_types": 5,
+    "max_seq_length": "x",
+    "template": [1],
+}
 
 
 @pytest.mark.parametrize("field", WRONG_KINDS)
@@ -233,7 +240,7 @@ def test_a_field_of_another_type_is_named(honest: Path, tmp_path: Path, field: s
     *outer, name = field.split(".")
     (config[outer[0]] if outer else config)[name] = WRONG_KINDS[field]
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
-    with raises_problem("config-invalid", "config.json", match=name):
+    with raises_problem("config-invalid", f"{folder}/config.json", match=name):
         load(str(folder), verify=False)
 
 

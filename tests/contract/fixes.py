@@ -22,7 +22,7 @@ import pytest
 import qwen_task_heads
 from qwen_task_heads.data.text_readers import InputProblem
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.hubcode.configuration_task_heads import TaskHeadError
+from qwen_task_heads.hubcode.errors_task_heads import TaskHeadError
 
 PACKAGE = Path(qwen_task_heads.__file__).parent
 MAKERS = {
@@ -32,6 +32,8 @@ MAKERS = {
     "RowProblem",
     "TaskHeadError",
     "refuse",
+    "refuse_choice",
+    "refuse_pairs",
     "not_one_of",
     "error_at",
     "_refusal",
@@ -75,8 +77,8 @@ def _wheres(call: ast.Call) -> list[str]:
 
 
 def _is_of_row(call: ast.Call) -> bool:
-    """Return whether a call is `row.refuse(...)`, whose place is that of the row."""
-    return isinstance(call.func, ast.Attribute) and call.func.attr == "refuse"
+    """Return whether a call refuses a row, by `refuse` or `refuse_value`, whose place is that of the row."""
+    return isinstance(call.func, ast.Attribute) and call.func.attr in ("refuse", "refuse_value")
 
 
 def _text(node: ast.expr) -> str:

@@ -16,11 +16,11 @@ from typing import Any
 
 from fixes import refused
 
-from qwen_task_heads.data.file_options import PLAIN, options_of
 from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_datasets import read_text_sets
 from qwen_task_heads.data.title_datasets import read_title_sets
 from qwen_task_heads.errors import Problem
+from qwen_task_heads.inference.arguments import PredictArguments
 from qwen_task_heads.inference.batch_prediction import scan_inputs
 from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
 from qwen_task_heads.training.title_arguments import parse_title_arguments
@@ -51,9 +51,8 @@ def titles(source: str, words: str = "") -> Any:
 
 def inputs(source: str, words: str = "") -> Any:
     """Read a source as in the recipe of predictions."""
-    options = dict(zip(*[iter(shlex.split(words))] * 2, strict=True))
-    files = options_of(options["--encoding"]) if "--encoding" in options else PLAIN
-    return scan_inputs(source, bad_rows=options.get("--bad_rows", "raise"), files=files)
+    common = ["--model", "embedded", "--output", "answers.jsonl", "--input", source]
+    return scan_inputs(PredictArguments.from_command_line([*common, *shlex.split(words)]))
 
 
 def labels(source: str, words: str = "") -> Any:

@@ -68,11 +68,6 @@ def test_published_code_imports_only_its_siblings() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_module_has_a_docstring() -> None:
-    found = [name_of(path) for path in MODULES if not ast.get_docstring(tree_of(path))]
-    assert not found, "\n".join(found)
-
-
 def test_no_getattr_and_hasattr() -> None:
     """`getattr` and `hasattr` hide a wrong type; only the lazy names of the package need them."""
     found = [

@@ -15,21 +15,30 @@ from fixes import PACKAGE, sites_of
 
 SITE = re.compile(r"[\w/]+\.py::[\w.]*::.+")
 TESTS = (
-    "test_option_fixes", "test_model_fixes", "test_publishing_fixes", "test_reader_fixes", "test_text_fixes",
-    "test_label_fixes", "test_pair_fixes", "test_gguf_fixes", "test_sweep_fixes",
-)  # fmt: skip
+    "test_option_fixes",
+    "test_model_fixes",
+    "test_publishing_fixes",
+    "test_reader_fixes",
+    "test_text_fixes",
+    "test_label_fixes",
+    "test_pair_fixes",
+    "test_gguf_fixes",
+    "test_sweep_fixes",
+    "test_command_fixes",
+)
 
 # Modules whose refusals are followed elsewhere, or not yet.
 COMPARED = "what a comparison found; tests/verification/test_parity.py has each beside what passes"
 OUTSIDE = {
-    "runs/": "data of another kind than the task; tests/recipes",
-    "cli.py": "names of commands, presets and options; tests/test_cli.py",
+    "data/inspection.py": "a check of columns and options; tests/data/test_inspection.py",
     "tokenization/": "templates, prompts and rows of a run; tests/tokenization",
     "evaluate_modules/": "arguments of metrics; tests/evaluate_modules",
     "inference/": "opening and asking a model; tests/inference",
     "hubcode/attention_task_heads.py": "arguments of a forward pass",
     "hubcode/encoding_task_heads.py": "arguments of a tokenizer",
+    "hubcode/errors_task_heads.py": "calls of other sites, which are followed",
     "hubcode/head_layers_task_heads.py": "an option of a training; tests/hubcode/test_head_layers.py",
+    "hubcode/long_rows_task_heads.py": "arguments of a forward pass",
     "hubcode/modeling_task_heads.py": "arguments of a forward pass",
     "hubcode/pipeline_task_heads.py": "arguments of a pipeline",
     "hubcode/pushing_task_heads.py": "a push without the package; tests/publishing/test_saving_methods.py",
@@ -41,53 +50,50 @@ OUTSIDE |= {f"training/{name}_checks.py": CHECKED for name in ("option", "optimi
 # Modules of a run, whose refusals come while it trains, measures or draws.
 RUNNING = (
     "metrics/calibration", "metrics/classification", "metrics/ranking", "metrics/text_baselines",
-    "metrics/title_baselines", "reports/comparison_plots", "reports/text_plots", "reports/title_plots",
+    "metrics/title_baselines", "reports/plots",
     "training/callbacks", "training/checkpoint_manifest", "training/checkpoints", "training/class_balance",
-    "training/classifier_trainer", "training/features", "training/frozen_heads", "training/group_losses",
-    "training/hub_saving", "training/pair_losses", "training/text_losses", "training/title_trainer",
-    "training/updates",
+    "training/classifier_trainer", "training/feature_cache", "training/features", "training/frozen_heads",
+    "training/group_losses", "training/hub_saving", "training/loss_rows", "training/pair_losses",
+    "training/text_losses", "training/title_trainer", "training/updates",
 )  # fmt: skip
 OUTSIDE |= {f"{name}.py": "comes while a run trains; its test mirrors the module" for name in RUNNING}
 
 PIP = "a package is missing: the fix installs one"
+HOSTILE = "a repo not to be used, which is the fix; tests/attacks/test_hostile_repos.py"
 WRAPPED = "tells an error of another site, which is followed"
-MODELSCOPE = "a hub out of reach; tests/test_modelscope.py"
 WITHOUT = {
     "gguf_weights.py::_contents::--gguf_file": PIP,
-    "pretrained.py::_fetch::--gguf_file#2": "a hub out of reach, or a file that it has not",
+    "pretrained.py::_fetch::--gguf_file": "a hub out of reach, or a file that it has not",
     "training/convex_heads.py::fit_path::rows": "an argument between our own functions",
     "training/convex_heads.py::_axes::features": "a broken backbone; tests/training/test_convex_heads.py",
     "training/convex_heads.py::_Objective.solve::loss": "labels that no reader lets through; tests/training",
     "data/stores.py::no_room::cache_folder()": "a full disk; tests/data/test_stores.py follows it",
-    "data/pair_columns.py::RowReader.refuse::self.where": WRAPPED,
+    "data/row_reader.py::RowReader.refuse::self.where": WRAPPED,
+    "data/row_reader.py::RowReader.refuse_value::row": WRAPPED,
     "data/hub_datasets.py::_missing::where": PIP,
-    "data/hub_datasets.py::error_at::where": WRAPPED,
-    "data/hub_datasets.py::open_arrow::problem.where": WRAPPED,
-    "data/label_files.py::_refusal::where": WRAPPED,
-    "data/raw_texts.py::RawTexts.of_rows::where": "tells a problem of a target for all of its rows",
+    "errors.py::error_at::where": WRAPPED,
     "data/excel.py::read_excel::path": PIP,
     "data/table_files.py::read_parquet::path": PIP,
-    "data/label_schemes.py::error_at::where": WRAPPED,
-    "data/text_targets.py::resolve::problem.where": WRAPPED,
     "generators.py::load_generator::error.where": WRAPPED,
-    "hubcode/configuration_task_heads.py::refuse::where": WRAPPED,
     "hubcode/loading_task_heads.py::_load_adapter::path#3": "a fault of PEFT: the fix upgrades it",
     "hubcode/pooling_task_heads.py::real_tokens::attention_mask": "an argument of a forward pass",
     "hubcode/pooling_task_heads.py::real_tokens::attention_mask#2": "an argument of a forward pass",
     "hubcode/pooling_task_heads.py::pool::pooling": "no config has another value",
     "models.py::_base_config::f'{path}/config.json'": WRAPPED,
-    "modelscope.py::fetch_modelscope::name": PIP,
-    "modelscope.py::_unfetched::name": MODELSCOPE,
     "loading_errors.py::as_our_errors::error.where": WRAPPED,
+    **{f"repo_checks.py::{name}::where": HOSTILE for name in ("_invalid", "_malformed", "_untrusted")},
+    "repo_checks.py::commit_of::path": "a cache that does not record the commit",
+    "repo_checks.py::not_there::path#2": "a hub out of reach, or an id that it has not",
     "loading_errors.py::config_problem::config": "a field of another type, which no option can have",
     "reports/comparison_advice.py::_between::comparison": "an argument between our own functions",
     "reports/comparison_runs.py::run_comparison::--engines": WRAPPED,
-    "publishing/modelscope.py::ModelScope.__init__::--hub modelscope": PIP,
+    "hubs/base.py::Hub.resolve::repo_id": "a hub out of reach; tests/hubs/test_modelscope.py",
+    "hubs/modelscope.py::ModelScope.__init__::f'--hub {self.name}'": PIP,
     "export/onnx.py::check_packages::onnx": PIP,
     "export/onnx.py::_trace::text_config": "a family that none traces, after an export",
     "export/stock.py::_convert::text_config": "no family of this transformers has another layout",
-    "export/stock.py::check_difference::where": "what a comparison found; tests/export/test_stock.py",
-    "tracking/callbacks.py::track::--report_to#2": PIP,
+    "export/shared.py::check_difference::where": "what a comparison found; tests/export/test_stock.py",
+    "tracking/open_trackers.py::track::where#2": PIP,
     "training/grpo_arguments.py::_evaluation_problems::f'--{name}'": CHECKED,
     "training/head_sweep.py::sweep_heads::sweep": "an argument between our own functions",
 }
@@ -143,6 +149,9 @@ def test_a_new_refusal_is_found(tmp_path: Path) -> None:
         "def h(x):\n    return not_one_of(('--y', x, 'ab'), ('--z', x, 'ab'))\n"
     )
     assert {site.split("::", 1)[1]: lines for site, lines in sites_of(str(path)).items()} == {
-        "f::--x": (2, 2), "G.g::f'--{n}'": (6, 6), "G.g::f'--{n}'#2": (6, 6), "h::--y": (9, 9),
+        "f::--x": (2, 2),
+        "G.g::f'--{n}'": (6, 6),
+        "G.g::f'--{n}'#2": (6, 6),
+        "h::--y": (9, 9),
         "h::--z": (9, 9),
-    }  # fmt: skip
+    }

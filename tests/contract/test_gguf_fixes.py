@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from gguf_files import write_gguf
 from qwen_task_heads import build
 from qwen_task_heads.gguf_weights import dequantize
 from qwen_task_heads.hubcode.hashes_task_heads import sha256
-from qwen_task_heads.pretrained import SMOLLM2, locate
+from qwen_task_heads.pretrained import SMOLLM2
 
 no_wheel = test_pretrained.no_wheel
 
@@ -108,22 +107,6 @@ def test_a_cache_that_cannot_be_written_is_set_elsewhere(
     [variable] = re.findall(r"set (\w+) to a folder", found[0].fix)
     monkeypatch.setenv(variable, str(tmp_path / "another"))
     assert build(str(file))
-
-
-def test_a_file_of_modelscope_is_downloaded_by_its_client(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with refused("pretrained.py::_fetch::--gguf_file") as found:
-        build("owner/name", gguf_file=file.name, hub="modelscope")
-    command, options = (shlex.split(part) for part in found[0].fix.split(", then "))
-    assert command[:4] == ["modelscope", "download", "--model", "owner/name"]
-    folder = Path(command[command.index("--local_dir") + 1])  # what the client makes of it
-    folder.mkdir()
-    shutil.copy(file, folder / command[4])
-    given = dict(zip(options[::2], options[1::2], strict=True))
-    model = build(given["--model_name_or_path"], gguf_file=given["--gguf_file"], hub="modelscope")
-    assert model.config.backbone_name_or_path == locate(str(folder / file.name))
 
 
 def test_a_package_that_is_not_installed_has_a_stand_in(no_wheel: None) -> None:

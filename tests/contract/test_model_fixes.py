@@ -110,7 +110,7 @@ def test_an_option_of_another_name(bases: dict[str, str]) -> None:
 
 
 def test_a_hub(bases: dict[str, str]) -> None:
-    with refused("models.py::_find::--hub") as found:
+    with refused("hubs/__init__.py::hub_named::--hub") as found:
         build(bases["qwen2"], hub="hf")
     first = found[0].expected.split(", ")[0]
     assert build(bases["qwen2"], hub=first)
@@ -118,7 +118,7 @@ def test_a_hub(bases: dict[str, str]) -> None:
 
 def test_a_folder_of_another_name(bases: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(bases["qwen2"]).parent)
-    with refused("repo_checks.py::_problem::where") as found:
+    with refused("repo_checks.py::not_there::path") as found:
         build("./qwne2")
     first = re.findall(r"folders in '\.': ([\w-]+)", found[0].fix)[0]
     assert build(f"./{first}")
@@ -147,14 +147,14 @@ CONFIG = "hubcode/configuration_task_heads.py::"
 
 
 def test_a_problem_type(bases: dict[str, str]) -> None:
-    with refused("hubcode/configuration_task_heads.py::TaskHeadConfig._check::problem_type") as found:
+    with refused("hubcode/configuration_task_heads.py::TaskHeadConfig._check::field") as found:
         build(bases["qwen2"], task="pooled_classifier", problem_type="x")
     first = found[0].expected.split(", ")[0]
     assert build(bases["qwen2"], task="pooled_classifier", problem_type=first)
 
 
 def test_a_choice_of_a_classifier(bases: dict[str, str]) -> None:
-    with refused("hubcode/configuration_task_heads.py::PooledClassifierConfig._check::field") as found:
+    with refused("hubcode/configuration_task_heads.py::TaskHeadConfig._check::field") as found:
         build(bases["qwen2"], **TASK, window_aggregation="median")
     first = found[0].expected.split(", ")[0]
     assert build(bases["qwen2"], **TASK, window_aggregation=first)
@@ -273,12 +273,16 @@ def test_a_head_beside_one(saved: Any, bases: dict[str, str], words: Any) -> Non
 
 
 HEADS: dict[str, tuple[str, Callable[[Path], Any]]] = {
-    f"{TAKE}#4": ("name a model on this backbone", lambda path: change(
-        path, lambda state: state.update({"score.weight": torch.zeros(3, 4)}))),
-    f"{TAKE}#5": ("train it again", lambda path: change(
-        path, lambda state: state["score.weight"].fill_(torch.nan))),
+    f"{TAKE}#4": (
+        "name a model on this backbone",
+        lambda path: change(path, lambda state: state.update({"score.weight": torch.zeros(3, 4)})),
+    ),
+    f"{TAKE}#5": (
+        "train it again",
+        lambda path: change(path, lambda state: state["score.weight"].fill_(torch.nan)),
+    ),
     "training/warm_start.py::read_head::--init_head": ("the folder of a finished run", Path.unlink),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("site", HEADS)
@@ -313,24 +317,25 @@ def test_a_plain_backbone(bases: dict[str, str]) -> None:
 
 
 MANIFEST = "files.py::check_manifest::"
-EDITED: dict[str, Callable[[Path], Any]] = {
-    f"{MANIFEST}f'{{repo}}/{{name}}'#2": lambda folder: edit(folder / "config.json", head_activation="tanh"),
-    f"{MANIFEST}f'{{repo}}/{{name}}'": lambda folder: (folder / "handler.py").unlink(),
-    f"{MANIFEST}where#2": lambda folder: (folder / "manifest.json").write_text("{"),
-    f"{MANIFEST}where": lambda folder: (folder / "manifest.json").write_text(" " * 10_000_001),
-}
+CHANGED = f"{MANIFEST}f'{{repo}}/{{name}}'"
+EDITED: list[tuple[str, Callable[[Path], Any]]] = [
+    (CHANGED, lambda folder: edit(folder / "config.json", head_activation="tanh")),
+    (CHANGED, lambda folder: (folder / "handler.py").unlink()),
+    (f"{MANIFEST}where#2", lambda folder: (folder / "manifest.json").write_text("{")),
+    (f"{MANIFEST}where", lambda folder: (folder / "manifest.json").write_text(" " * 10_000_001)),
+]
 
 
 @pytest.mark.parametrize("opener", [load, merge], ids=["load", "merge"])
-@pytest.mark.parametrize("site", EDITED)
+@pytest.mark.parametrize(("site", "change"), EDITED)
 def test_files_other_than_the_manifest_lists(
-    saved: Any, words: Any, tmp_path: Path, opener: Any, site: str
+    saved: Any, words: Any, tmp_path: Path, opener: Any, site: str, change: Any
 ) -> None:
     """The user made the change: the model is loaded without the check and saved again."""
     kind = "adapter" if opener is merge else "full"
     folder = Path(shutil.copytree(saved(kind), tmp_path / "changed"))
     edit(folder / "manifest.json", draft="gone")
-    EDITED[site](folder)
+    change(folder)
     with refused(site) as found:
         opener(str(folder))
     assert "fetch it again" in found[0].fix
@@ -439,11 +444,17 @@ def test_a_class_of_another_task(saved: Any) -> None:
 
 DAMAGED: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     f"{LOADING}_check_keys::where": ("full", lambda state: state.pop("score.weight"), "save or fetch"),
-    f"{LOADING}_load_adapter::path": ("adapter", lambda state: [
-        state.pop(name) for name in [*state] if "score" in name], "modules_to_save: score"),
-    f"{LOADING}_load_adapter::path#2": ("adapter", lambda state: [
-        tensor.fill_(torch.nan) for tensor in state.values()], "fetch or train the adapter again"),
-}  # fmt: skip
+    f"{LOADING}_load_adapter::path": (
+        "adapter",
+        lambda state: [state.pop(name) for name in [*state] if "score" in name],
+        "modules_to_save: score",
+    ),
+    f"{LOADING}_load_adapter::path#2": (
+        "adapter",
+        lambda state: [tensor.fill_(torch.nan) for tensor in state.values()],
+        "fetch or train the adapter again",
+    ),
+}
 
 
 @pytest.mark.parametrize("site", DAMAGED)
@@ -489,7 +500,7 @@ def test_files_that_cannot_be_read(own: Any, saved: Any, site: str) -> None:
 
 
 def test_a_full_model_is_not_merged(saved: Any) -> None:
-    with refused("models.py::merge::str(model)") as found:
+    with refused("models.py::_load_adapter::named") as found:
         merge(saved("full"))
     assert "loaded by load()" in found[0].fix
     assert load(saved("full"))
@@ -603,7 +614,7 @@ def ask(*words: str) -> None:
 
 def test_an_option_that_a_scorer_does_not_support(saved: Any) -> None:
     words = [saved("scorer"), "One title", "Another", "--threshold", "0.5"]
-    with refused("__main__.py::main::f'--{name}'") as found:
+    with refused("__main__.py::_check_supported::f'--{name}'") as found:
         ask(*words)
     [changed] = changes(found[0], words)
     ask(*changed)
@@ -613,6 +624,6 @@ def test_a_pair_without_its_second_text(bases: dict[str, str], tokenizer: Any, t
     model, words = build(bases["qwen2"], **TASK, max_seq_length=64), copy.deepcopy(tokenizer)
     bind_template(words, model.config, pairs=True)
     folder = str(save(model, tokenizer=words, folder=tmp_path))
-    with refused("__main__.py::main::--text_pair") as found:
+    with refused("__main__.py::_check_supported::--text_pair") as found:
         ask(folder, "One text")
     ask(folder, "One text", *shlex.split(found[0].fix.removeprefix("give ")))

@@ -17,9 +17,9 @@ from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.models import saved_task
 from qwen_task_heads.training.classifier_arguments import MAX_SEQ_LENGTH, parse_classifier_arguments
 from qwen_task_heads.training.grpo_arguments import parse_title_generator_arguments
+from qwen_task_heads.training.losses import resolve_text_loss
 from qwen_task_heads.training.sft_arguments import parse_sft_arguments
 from qwen_task_heads.training.sweep_arguments import parse_sweep_arguments
-from qwen_task_heads.training.text_losses import resolve_text_loss
 from qwen_task_heads.training.title_arguments import parse_title_arguments
 
 KIND = "single_label_classification"
@@ -68,8 +68,11 @@ def trained(argv: Words) -> Any:
 
 
 TITLES, TEXTS, SFT, SWEEP = (
-    parse_title_arguments, parse_classifier_arguments, parse_sft_arguments, parse_sweep_arguments,
-)  # fmt: skip
+    parse_title_arguments,
+    parse_classifier_arguments,
+    parse_sft_arguments,
+    parse_sweep_arguments,
+)
 
 
 @dataclass(frozen=True)
@@ -91,15 +94,19 @@ def several(site: str, parse: Callable[[Words], Any], *lines: str) -> list[Case]
 
 
 ARGUMENTS, LINES, CLASSIFIER, PUBLISH, RUN, SFT_CHECK, SWEEP_CHECK = (
-    "training/argument_checks.py::", "training/command_lines.py::",
+    "training/argument_checks.py::",
+    "training/command_lines.py::",
     "training/classifier_arguments.py::check_texts::",
-    "training/publish_arguments.py::", "training/run_defaults.py::RunDefaults._resolve_saving::",
-    "training/sft_arguments.py::_check::", "training/sweep_arguments.py::_check::",
-)  # fmt: skip
+    "training/publish_arguments.py::",
+    "training/run_defaults.py::RunDefaults._resolve_saving::",
+    "training/sft_arguments.py::_check::",
+    "training/sweep_checks.py::check_sweep::",
+)
 PATIENCE = "training/classifier_arguments.py::_patience_problems::where"
 OPTION = "f'--{name}'"
 HUBCODE = "hubcode/configuration_task_heads.py::"
 CONFIG, POOLED = f"{HUBCODE}TaskHeadConfig.", f"{HUBCODE}PooledClassifierConfig._check"
+EXIT = "hubcode/early_exit_task_heads.py::"
 CASES = [
     Case(f"{ARGUMENTS}not_one_of::option", TITLES, "--pooling avg"),
     Case(f"{ARGUMENTS}head_problems::--pooling", TEXTS, "--pooling avg"),
@@ -120,7 +127,7 @@ CASES = [
          {"name modules by --lora_target_modules": "--lora_target_modules q_proj"}),
     *several(
         f"{ARGUMENTS}training_problems::{OPTION}", TEXTS, "--dataloader_drop_last true",
-        "--prediction_loss_only true", "--batch_eval_metrics true",
+        "--prediction_loss_only true", "--batch_eval_metrics true", "--eval_do_concat_batches false",
     ),
     *several(
         f"{ARGUMENTS}training_problems::{OPTION}#3", SFT, "--per_device_train_batch_size 0",
@@ -131,9 +138,10 @@ CASES = [
         "--warmup_steps -1", "--use_peft --load_in_4bit --load_in_8bit",
     ),
     *several(
-        f"{LINES}unusable::where", grpo, "--save_strategy sometimes", "--poling x", "--warmup_steps -1",
+        f"{LINES}unusable::where", grpo, "--save_strategy sometimes", "--warmup_steps -1",
     ),
     *several(f"{LINES}unknown_option::where", TITLES, "--poolling mean", "--learning-rates 1e-4"),
+    Case(f"{LINES}unknown_option::where", grpo, "--poling x"),
     Case(f"{CLASSIFIER}--problem_type", TEXTS, "--problem_type regresion"),
     Case(f"{CLASSIFIER}--truncation", TEXTS, "--truncation middle"),
     Case(f"{CLASSIFIER}--window_aggregation", TEXTS, "--truncation windows --window_aggregation median"),
@@ -188,7 +196,6 @@ CASES = [
     *several(f"{SWEEP_CHECK}--num_train_epochs", SWEEP, "--num_train_epochs 0.5", "--num_train_epochs 2.5"),
     *several(f"{ARGUMENTS}training_problems::{OPTION}#2", SWEEP, "--num_train_epochs 0"),
     *several(f"{ARGUMENTS}training_problems::{OPTION}#2", TEXTS, "--max_steps 0"),
-    Case(f"{ARGUMENTS}training_problems::--eval_do_concat_batches", TEXTS, "--eval_do_concat_batches false"),
     Case(f"{SWEEP_CHECK}--tolerance", SWEEP, "--tolerance -1"),
     *several("training/head_sweep.py::parse_head::--heads", SWEEP, "--heads mlp", "--heads linear:4",
              "--heads linear mlp:0"),
@@ -200,25 +207,25 @@ CASES = [
     *several("training/sweep_arguments.py::parse_sweep_arguments::--task", SWEEP, "--task titel",
              "--task classification"),
     Case("training/sweep_arguments.py::parse_sweep_arguments::--task", SWEEP, "", config="task: titel"),
-    *several("training/sweep_arguments.py::TitleSweepArguments.losses_for::--losses", title_losses,
+    *several("training/sweep_arguments.py::_choose_losses::--losses", title_losses,
              "--losses bt", "--losses plackett_luce", "--losses bradley_terry all_pairs"),
-    *several("training/sweep_arguments.py::TitleSweepArguments.losses_for::f'--loss_{name}'", title_losses,
+    *several("training/losses.py::unused_options::flag", title_losses,
              "--losses bradley_terry --loss_nu 0.3", "--loss_margin 1"),
-    Case("training/sweep_arguments.py::SweepArguments.losses_for::--losses", losses, "--losses bce"),
-    Case("training/sweep_arguments.py::SweepArguments.losses_for::FLAGS[name]", losses,
+    Case("training/sweep_arguments.py::_choose_losses::--losses", losses, "--losses bce"),
+    Case("training/losses.py::unused_options::flag", losses,
          "--losses cross_entropy --focal_gamma 2"),
     *several(f"{CONFIG}_check::field", built, "--head_activation tanhh"),
     Case(f"{CONFIG}_check::head_sizes", built, "--head mlp --head_sizes 8 0"),
     Case(f"{CONFIG}_check::head_sizes#2", built, "--head mlp"),
     Case(f"{CONFIG}_check::head_sizes#3", built, "--head_sizes 8"),
     Case(f"{CONFIG}_check::head_dropout", built, "--head_dropout 1"),
-    *several(f"{HUBCODE}cut_layers::backbone_layers", built, "--backbone_layers 9", "--backbone_layers 0"),
-    Case(f"{HUBCODE}cut_layers::backbone_layers#2", built, "--backbone_layers 1 --model_name_or_path GPT2"),
-    *several(f"{CONFIG}_check_head_layers::head_layers", built, "--head_layers 2 1", "--head_layers 1 9",
+    *several(f"{EXIT}cut_layers::backbone_layers", built, "--backbone_layers 9", "--backbone_layers 0"),
+    Case(f"{EXIT}_no_early_exit::where", built, "--backbone_layers 1 --model_name_or_path GPT2"),
+    *several(f"{EXIT}check_head_layers::head_layers", built, "--head_layers 2 1", "--head_layers 1 9",
              "--head_layers 0"),
-    *several(f"{CONFIG}_check_head_layers::head_layers#2", built, "--head_layers 1 2 --backbone_layers 1",
+    *several(f"{EXIT}check_head_layers::head_layers#2", built, "--head_layers 1 2 --backbone_layers 1",
              "--head_layers 1 --backbone_layers 2"),
-    Case(f"{CONFIG}_check_head_layers::head_layers#3", built, "--head_layers 1 2 --model_name_or_path GPT2"),
+    Case(f"{EXIT}_no_early_exit::where", built, "--head_layers 1 2 --model_name_or_path GPT2"),
     *several(f"{POOLED}::max_seq_length#2", built, "--max_seq_length 3"),
     *several(f"{POOLED}::max_seq_length#3", built,
              "--max_seq_length 16 --instruction " + "_".join(["word"] * 16)),
@@ -237,10 +244,10 @@ CASES = [
     Case("adapters.py::adapter_config::option", built, "--freeze_backbone true --model_name_or_path RUN"),
     *several("models.py::_load_to_continue::f'--{field}'", built, "--model_name_or_path RUN --pooling max",
              "--model_name_or_path RUN --max_seq_length 32"),
-    Case("training/text_losses.py::resolve_text_loss::--loss", trained, "--loss bce"),
-    *several("training/text_losses.py::resolve_text_loss::flag", trained, "--focal_gamma 2",
+    Case("training/losses.py::resolve_loss::--loss", trained, "--loss bce"),
+    *several("training/losses.py::unused_options::flag", trained, "--focal_gamma 2",
              "--loss focal --logit_adjustment_tau 1", "--pos_weight balanced"),
-    Case("training/class_balance.py::read_number::flag", trained, "--loss focal --focal_gamma -1"),
+    Case("training/loss_rows.py::LossOption.problems::self.flag", trained, "--loss focal --focal_gamma -1"),
     Case("training/class_balance.py::read_weights::flag#2", trained, "--class_weights 1 2",
          {"give one per label, in the order of the label ids": "--class_weights 1 2 3"}),
     Case("training/title_arguments.py::check_titles::--loss", TITLES, "--loss bt"),

@@ -67,7 +67,7 @@ KIND = "give the file the suffix of its kind"
 CLASS, PARSERS, TABLES = "data/class_files.py::", "data/json_files.py::", "data/table_files.py::"
 FORMATS, SHEETS = "data/sources.py::", "data/excel.py::read_excel::"
 CASES = [
-    Case(f"{CLASS}read_class_lines::path", {"train.txt": "\n\n"}, "train.txt",
+    Case(f"{PARSERS}no_rows::where", {"train.txt": "\n\n"}, "train.txt",
          {"add rows": {"train.txt": CLASSES}}),
     Case(f"{CLASS}_row::where", {"train.txt": f"{SEVERAL}__label__a __label__b Both\n"}, "train.txt:2001",
          {"write JSONL with a column 'labels'": moved("train.txt", "train.jsonl", lines(
@@ -95,30 +95,30 @@ CASES = [
     Case(f"{FORMATS}_read_path::path", {"train.dat": GOOD}, "train.dat",
          {"unpack, convert": moved("train.dat", "train.csv", TABLE),
           "rename the file": moved("train.dat", "train.jsonl")}),
-    Case(f"{PARSERS}wrong_kind::path", {"train.jsonl": ""}, "train.jsonl", EMPTY),
-    Case(f"{PARSERS}wrong_kind::path#2", {"train.parquet": GOOD}, "train.parquet",
+    Case(f"{PARSERS}no_rows::where", {"train.jsonl": ""}, "train.jsonl", EMPTY),
+    Case(f"{PARSERS}wrong_kind::path", {"train.parquet": GOOD}, "train.parquet",
          {KIND: moved("train.parquet", "train.jsonl"), "convert it": {"train.parquet": PARQUET}}),
-    Case(f"{PARSERS}wrong_kind::path#3", {"train.jsonl": gzip.compress(GOOD.encode())}, "train.jsonl",
+    Case(f"{PARSERS}wrong_kind::path#2", {"train.jsonl": gzip.compress(GOOD.encode())}, "train.jsonl",
          {"unpack": {"train.jsonl": GOOD}, "convert it, and keep the suffix of its kind":
           moved("train.jsonl", "train.csv", TABLE)}),
-    Case(f"{PARSERS}wrong_kind::path#3", {"train.csv": PARQUET}, "train.csv",
+    Case(f"{PARSERS}wrong_kind::path#2", {"train.csv": PARQUET}, "train.csv",
          {"unpack": moved("train.csv", "train.parquet", PARQUET),
           "convert it, and keep the suffix of its kind": {"train.csv": TABLE}}),
-    Case(f"{PARSERS}wrong_kind::path#4", {"train.jsonl": json.dumps(LABELED)}, "train.jsonl",
+    Case(f"{PARSERS}wrong_kind::path#3", {"train.jsonl": json.dumps(LABELED)}, "train.jsonl",
          {"rename it to .json": moved("train.jsonl", "train.json", json.dumps(LABELED)),
           "write one object per line": {"train.jsonl": GOOD}}),
-    Case(f"{PARSERS}wrong_kind::path#5", {"train.csv": json.dumps(LABELED)}, "train.csv",
+    Case(f"{PARSERS}wrong_kind::path#4", {"train.csv": json.dumps(LABELED)}, "train.csv",
          {"rename it to .json": moved("train.csv", "train.json", json.dumps(LABELED))}),
-    Case(f"{PARSERS}wrong_kind::path#5", {"train.csv": GOOD}, "train.csv",
+    Case(f"{PARSERS}wrong_kind::path#4", {"train.csv": GOOD}, "train.csv",
          {"rename it to .json": moved("train.csv", "train.json")}),
     Case(f"{PARSERS}line_too_long::where",
          {"train.jsonl": GOOD + lines({"text": "x" * MAX_LINE_BYTES, "label": "a"})}, "train.jsonl:5",
          {"cut the text": {"train.jsonl": GOOD + lines({"text": "xx", "label": "a"})},
           "check for missing line ends": {"train.jsonl": GOOD}}),
-    Case(f"{PARSERS}read_jsonl::path", {"train.jsonl": "\n \n"}, "train.jsonl", EMPTY),
+    Case(f"{PARSERS}no_rows::where", {"train.jsonl": "\n \n"}, "train.jsonl", EMPTY),
     Case(f"{PARSERS}read_jsonl::where", {"train.jsonl": TABLE * 5}, "train.jsonl:1",
          {KIND: moved("train.jsonl", "train.csv", TABLE), "convert it": {"train.jsonl": GOOD}}),
-    Case(f"{PARSERS}_json_line::where", {"train.jsonl": GOOD + '{"text": "cut'}, "train.jsonl:5",
+    Case(f"{PARSERS}_parse_json::where", {"train.jsonl": GOOD + '{"text": "cut'}, "train.jsonl:5",
          {"correct the syntax": {"train.jsonl": GOOD + '{"text": "cut", "label": "a"}'}}),
     Case(f"{PARSERS}_parse_json::where", {"train.jsonl": GOOD + "{'text': 'x', 'label': 'a'}\n"},
          "train.jsonl:5", {"correct the syntax": {"train.jsonl": GOOD + '{"text": "x", "label": "a"}\n'}}),
@@ -135,7 +135,7 @@ CASES = [
          {"train.jsonl": GOOD + '{"text": "\\ud83d", "label": "a"}\n'}, "train.jsonl:5",
          {"write the text again from its origin":
           {"train.jsonl": GOOD + lines({"text": "😀", "label": "a"})}}),
-    Case(f"{PARSERS}_read_document::bad.where", {"train.json": DOCUMENT.encode("gbk")}, "train.json:3",
+    Case("data/file_options.py::bad_byte::where", {"train.json": DOCUMENT.encode("gbk")}, "train.json:3",
          {"save the file as UTF-8": {"train.json": DOCUMENT},
           "read it with --encoding gb18030": "--encoding gb18030"}),
     Case(f"{PARSERS}_read_document::path#2", {"train.json": json.dumps(LABELED)[:-1]}, "train.json",
@@ -152,9 +152,9 @@ CASES = [
          {"add rows": {"train.xlsx": workbook(SHEET)}}),
     of_table(f"{TABLES}_Table._fields::where", TABLE + 'an "odd" one,a\n"5" screen",a\n', "train.csv:7",
              {'close the quotes, and write " inside a quoted field as ""': TABLE + '"5"" screen",a\n'}),
-    of_table(f"{TABLES}_Table.__next__::row.where", '"te"xt,label\nx,a\n', "train.csv:1",
+    of_table(f"{TABLES}_Table._fields::where", '"te"xt,label\nx,a\n', "train.csv:1",
              {'close the quotes, and write " inside a quoted field as ""': TABLE}),
-    of_table(f"{TABLES}_read_table::path", "text,label\n", "train.csv", {"add rows": TABLE}),
+    of_table(f"{PARSERS}no_rows::where", "text,label\n", "train.csv", {"add rows": TABLE}),
     of_table(f"{TABLES}bad_header::f'{{path}}:1'", "text,label,label\nx,a,a\n", "train.csv:1",
              {"rename one of the two": TABLE.replace(",", ",a,").replace(",a,", ",other,", 1)}),
     *(Case(f"{TABLES}bad_header::f'{{path}}:1'#2", {f"train.{old}": TABLE.replace(",", mark)},
@@ -164,7 +164,8 @@ CASES = [
           ("csv", ";", "write it again with ',' between the columns", "csv", TABLE))),
     Case(f"{TABLES}bad_header::f'{{path}}:1'#2", {"train.xlsx": workbook([["text,label"], ["x,a"]])},
          "train.xlsx:1", {"split the cells into columns": {"train.xlsx": workbook(SHEET)}}),
-    Case(f"{TABLES}_bad_text::where", {"train.csv": f"{TABLE}体育新闻,a\n".encode("gbk")}, "train.csv:6",
+    Case("data/file_options.py::bad_byte::where", {"train.csv": f"{TABLE}体育新闻,a\n".encode("gbk")},
+         "train.csv:6",
          {"save the file as UTF-8": {"train.csv": TABLE},
           "read it with --encoding gb18030": "--encoding gb18030"}),
     of_table(f"{TABLES}_Table._miscounted::where", TABLE[11:], "train.csv:1",
@@ -174,9 +175,9 @@ CASES = [
               "write a truncated last line again": TABLE + "one two,a\n"}),
     Case(f"{TABLES}read_parquet::path#2", {"train.parquet": parquet(text=TEXT, label=LABEL, label_=LABEL)},
          "train.parquet", {"rename one of the two": {"train.parquet": PARQUET}}),
-    Case(f"{TABLES}read_parquet::path#3", {"train.parquet": parquet(text=[], label=[])}, "train.parquet",
+    Case(f"{PARSERS}no_rows::where", {"train.parquet": parquet(text=[], label=[])}, "train.parquet",
          {"add rows": {"train.parquet": PARQUET}}),
-    Case(f"{TABLES}read_parquet::path#4", {"train.parquet": PARQUET[:-20]}, "train.parquet",
+    Case(f"{TABLES}read_parquet::path#3", {"train.parquet": PARQUET[:-20]}, "train.parquet",
          {"copy": {"train.parquet": PARQUET}, "write it again": {"train.parquet": PARQUET}}),
 ]  # fmt: skip
 
@@ -188,7 +189,7 @@ def test_the_fix_of_a_message_is_read(case: Case, tmp_path: Path) -> None:
 
 def test_a_hub(tmp_path: Path) -> None:
     source = write(tmp_path / "rows", {"train.jsonl": GOOD})
-    with refused("data/sources.py::open_source::hub") as found:
+    with refused("hubs/__init__.py::hub_named::--hub") as found:
         read_text_sets(source, hub="hf", dev_fraction=0.5)
     first = found[0].expected.split(", ")[0]
     assert found[0].fix == "choose one of them"
@@ -197,7 +198,7 @@ def test_a_hub(tmp_path: Path) -> None:
 
 def test_an_invalid_id() -> None:
     """The id of the form that it asks for is looked up, on a hub that is out of reach."""
-    with refused("data/sources.py::open_source::source") as found:
+    with refused("data/sources.py::open_source::name") as found:
         list(read_rows("modelscope:news"))
     assert "owner/name" in found[0].expected
     assert found[0].fix == "check the id"
@@ -234,7 +235,7 @@ def test_a_broken_link(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.symlink_to("/proc/self/mem")  # a file that exists and whose first byte cannot be read
-    with refused("data/sources.py::_read_file::path") as found:
+    with refused("data/sources.py::_read_path::path#3") as found:
         texts(str(path))
     assert found[0].where == str(path)
     assert found[0].fix == "check the path and its rights"

@@ -101,17 +101,17 @@ CODED = [row | {"label_name": "ab"[row["label"]]} for row in stated("label", 0, 
 NEW = [{"text": f"New {n}", "label": "ab"[n % 2]} for n in range(4)]
 FILL = "fill in the text"
 GONE = "remove the row"
-SPEAK = "data/conversations.py::read_messages::row.where"
+SPEAK = "data/conversations.py::read_messages::row"
 WEIGHTED = having(LABELED, weight=1.0)
 CASES = [
     # columns of a file
-    of_set(f"{LAYOUT}read_text_layout::where", renamed(LABELED, "text", "texts"),
+    of_set(f"{LAYOUT}_text_problem::where#2", renamed(LABELED, "text", "texts"),
            {"rename 'texts' to 'text'": LABELED}, at="train.jsonl:1"),
-    of_set(f"{LAYOUT}read_text_layout::where", renamed(LABELED, "text", "body"),
+    of_set(f"{LAYOUT}_text_problem::where#2", renamed(LABELED, "text", "body"),
            {"add": having(LABELED, body=""), "rename the column": LABELED}, at="train.jsonl:1"),
-    of_set(f"{LAYOUT}read_text_layout::where", having(LABELED, sentence="x"), {"keep one of them": LABELED},
+    of_set(f"{LAYOUT}_text_problem::where", having(LABELED, sentence="x"), {"keep one of them": LABELED},
            at="train.jsonl:1"),
-    of_set(f"{LAYOUT}read_text_layout::where#2", having(LABELED, wieght=1.0),
+    of_set("data/schema.py::unknown_columns::where", having(LABELED, wieght=1.0),
            {"rename it to 'weight'": WEIGHTED, "drop it": LABELED}, at="train.jsonl:1"),
     of_set(f"{LAYOUT}_target_problem::where", having(LABELED, labels=["a", "b"]),
            {"name the problem type, such as --problem_type single_label_classification":
@@ -130,11 +130,11 @@ CASES = [
             "add the column": [{**row, "label": "ab"[place % 2]} for place, row in enumerate(SCORES)]},
            at="train.jsonl:1", words="--problem_type single_label_classification"),
     # texts of a row
-    of_row(f"{COLUMNS}read_content::row", {"text": 3, "label": "a"},
+    of_row(f"{COLUMNS}_read_content::row", {"text": 3, "label": "a"},
            {"write the text as a string": {"text": "3", "label": "a"}}),
-    of_row(f"{COLUMNS}read_content::row#2", {"text": " ", "label": "a"},
+    of_row(f"{COLUMNS}_read_content::row#2", {"text": " ", "label": "a"},
            {FILL: {"text": "x", "label": "a"}, GONE: None}),
-    of_row(f"{COLUMNS}read_content::row#2", {"text": ""}, {FILL: {"text": "x"}, GONE: None}, read=inputs),
+    of_row(f"{COLUMNS}_read_content::row#2", {"text": ""}, {FILL: {"text": "x"}, GONE: None}, read=inputs),
     of_row(f"{COLUMNS}_user_text::row", {"messages": [{"role": "assistant", "content": "a"}]},
            {"add the text as a message of the user": talk("Hi", "a")}, base=CHAT),
     of_set(f"{COLUMNS}_last_answer::row", [*CHAT, {"messages": [SAID]}],
@@ -304,13 +304,13 @@ CASES = [
             "leave these rows out with --bad_rows skip": "--mix HERE/in/more.jsonl --bad_rows skip"},
            at="in/more.jsonl:1"),
     # texts to predict
-    Case("data/text_readers.py::_inputs::where", {"new.jsonl": lines({"body": "x"})}, "new.jsonl:1",
+    Case(f"{LAYOUT}_text_problem::where#2", {"new.jsonl": lines({"body": "x"})}, "new.jsonl:1",
          {"add": {"new.jsonl": lines({"body": "x", "text": "x"})},
           "rename the column": {"new.jsonl": lines({"text": "x"})}}, read=inputs),
     Case("data/text_readers.py::_input::where", {"new.jsonl": lines({"text": "x"}, {"sentence": "y"})},
          "new.jsonl:2", {"write the file in one form": {"new.jsonl": lines({"text": "x"}, {"text": "y"})}},
          read=inputs),
-    of_row("data/text_readers.py::_input::first.where", {"text": ""}, {FILL: {"text": "x"}, GONE: None},
+    of_row(f"{COLUMNS}_read_content::row#2", {"text": ""}, {FILL: {"text": "x"}, GONE: None},
            read=inputs),
 ]  # fmt: skip
 
@@ -328,7 +328,10 @@ def test_fixed_data_is_read(case: Case, tmp_path: Path) -> None:
     ],
 )
 def test_option_with_few_values(wrong: dict[str, str], right: dict[str, str], tmp_path: Path) -> None:
-    sites = {"problem_type": f"{SETS}::problem_type", "bad_rows": f"{SETS}::bad_rows"}
+    sites = {
+        "problem_type": f"{SETS}::problem_type",
+        "bad_rows": "data/checks.py::bad_rows_problems::bad_rows",
+    }
     [name] = wrong
     source = write(tmp_path / "rows", {"train.jsonl": lines(*LABELED)})
     with refused(sites[name]) as found:

@@ -1,4 +1,4 @@
-"""Checks 21 and 22: with the package installed, code of a folder does not run, and no code runs its input.
+"""With the package installed, code of a folder does not run, and no code runs its input.
 
 Imports of published code are checked in `test_architecture.py`. Loading without the package is checked in
 `publishing/test_gate.py` and `hubcode/test_reload.py`.
@@ -26,11 +26,11 @@ from transformers import (
 from qwen_task_heads import TaskHeadsError, adapter_config, build, load, load_tokenizer, merge, save
 from qwen_task_heads.files import check_manifest, hash_files
 from qwen_task_heads.hubcode import CODE
-from qwen_task_heads.reports.finishing import write_json
+from qwen_task_heads.reports.records import write_json
 
 IDS = torch.arange(12).view(2, 6)
 
-# Check 21
+# Code of a folder
 
 
 @pytest.mark.parametrize("kind", ["full", "adapter"])
@@ -68,7 +68,7 @@ def test_changed_code_does_not_run_with_the_package_installed(
     assert not (tmp_path / "canary").exists()
 
 
-# Check 22
+# Code that runs its input
 
 PICKLES = ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
 RUNS = (

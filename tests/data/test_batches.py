@@ -10,7 +10,7 @@ import pytest
 
 from qwen_task_heads.data.batches import (
     ABSENT,
-    ColumnBatch,
+    Batch,
     Kept,
     Row,
     RowBatch,
@@ -20,7 +20,7 @@ from qwen_task_heads.data.batches import (
     in_batches,
 )
 from qwen_task_heads.data.json_files import FileProblem, read_jsonl
-from qwen_task_heads.data.table_files import read_csv, read_parquet
+from qwen_task_heads.data.table_files import read_parquet, read_table
 from qwen_task_heads.errors import Problem
 
 PROBLEM = Problem("a:2", "found 1", "2", "correct it", code="value-range")
@@ -48,7 +48,7 @@ def test_a_batch_has_a_maximum_of_rows_of_one_source(size: int) -> None:
 def test_columns_and_rows_of_a_batch_are_equal() -> None:
     by_row = RowBatch([{"x": 1, "y": None}, {"z": "c"}], [3, 9], "a:")
     columns = {"x": [1, ABSENT], "y": [None, ABSENT], "z": [ABSENT, "c"]}
-    by_column = ColumnBatch(columns, [3, 9], "a:")
+    by_column = Batch(columns, [3, 9], "a:")
     for batch in (by_row, by_column):
         assert set(batch.names) == {"x", "y", "z"}
         assert [batch.row(place) for place in (0, 1)] == [{"x": 1, "y": None}, {"z": "c"}]
@@ -127,7 +127,7 @@ def test_a_table_of_many_batches_names_the_line_of_every_row(tmp_path: Path) -> 
     rows = [f'"a\n{n}",{n}\n' if n % 100 == 0 else f"a{n},{n}\n" for n in range(9000)]
     rows[5000] = "a,b,c\n"
     path.write_text("text,label\n" + "".join(rows))
-    read = list(as_rows(read_csv(str(path))))
+    read = list(as_rows(read_table(str(path))))
     assert len(read) == 9000
     text = path.read_text().splitlines()
     for where, row in read:

@@ -20,9 +20,9 @@ from qwen_task_heads.data.example_columns import (
     hashed,
     joined,
     label_counts,
-    labels_at,
     numbers_of,
     rarest_labels,
+    row_labels,
     rows_containing,
     with_groups,
 )
@@ -122,7 +122,7 @@ def test_columns_of_texts(texts: Table[Any]) -> None:
         counts = label_counts(rows)
         assert label_counts(table) == counts
         assert rarest_labels(table, counts).tolist() == rarest_labels(rows, counts).tolist()
-        assert [labels_at(table, row) for row in range(40)] == [labels_at(rows, row) for row in range(40)]
+        assert [*map(row_labels(table), range(40))] == [*map(row_labels(rows), range(40))]
         np.testing.assert_array_equal(numbers_of(table, "weight"), numbers_of(rows, "weight"))
         assert have_second(table) == have_second(rows)
         assert not are_soft(table)

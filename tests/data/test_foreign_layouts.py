@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from qwen_task_heads.data import schema
 from qwen_task_heads.data.file_options import options_of
 from qwen_task_heads.data.pair_readers import PairData, read_pairs
 from qwen_task_heads.data.text_datasets import read_text_sets
-from qwen_task_heads.data.text_readers import TextInput, read_inputs
+from qwen_task_heads.data.text_readers import TextInput, read_inputs, read_texts
 from qwen_task_heads.data.title_datasets import read_title_sets
 from qwen_task_heads.errors import TaskHeadsError
 
@@ -48,7 +49,10 @@ PREFERENCES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "ultrafeedback": (
         {
-            "prompt": ASKED, "prompt_id": "7", "score_chosen": 8.5, "score_rejected": 2.0,
+            "prompt": ASKED,
+            "prompt_id": "7",
+            "score_chosen": 8.5,
+            "score_rejected": 2.0,
             "chosen": [said(ASKED, "user"), said("Cats!")],
             "rejected": [said(ASKED, "user"), said("On cats")],
             "messages": [said(ASKED, "user"), said("Cats!")],
@@ -65,7 +69,9 @@ PREFERENCES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a system message in the prompt alone": (
         {
-            "prompt": TURNS, "chosen": [TURNS[1], said("Cats!")], "rejected": [TURNS[1], said("On cats")],
+            "prompt": TURNS,
+            "chosen": [TURNS[1], said("Cats!")],
+            "rejected": [TURNS[1], said("On cats")],
         },
         f"Be brief\n{ASKED}",
     ),
@@ -95,7 +101,7 @@ PREFERENCES: dict[str, tuple[dict[str, Any], str]] = {
         f"Be brief\n{ASKED}",
     ),
     "query": ({"query": ASKED, "chosen": "Cats!", "rejected": "On cats"}, ASKED),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("layout", PREFERENCES)
@@ -359,3 +365,19 @@ def test_class_names_of_a_schema(tmp_path: Path, kind: str) -> None:
         sets = read_text_sets(str(folder))
         assert sets.labels.names == tuple(names)
         assert len(sets.train) + len(sets.dev) == (44 if kind == "splits" else 40)
+
+
+def test_a_new_layout_is_one_row_of_the_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row states everything: the columns, that they are one text, and the column of the answer."""
+    row = {"task": "Name the topic.", "body": "A match.", "reply": "sport"}
+    source = tmp_path / "new.jsonl"
+    source.write_text("".join(json.dumps(row | {"reply": label}) + "\n" for label in ("sport", "trade")))
+    assert {problem.code for problem in read_texts(str(source)).file_problems} == {"column-missing"}
+    layout = schema.TextColumns(("task", "body"), answer="reply", are_joined=True)
+    monkeypatch.setattr("qwen_task_heads.data.text_layout.TEXTS", (*schema.TEXTS, layout))
+    texts = read_texts(str(source))
+    assert [(text.text, text.target.value) for text in texts] == [
+        ("Name the topic.\nA match.", "sport"),
+        ("Name the topic.\nA match.", "trade"),
+    ]
+    assert texts.unread == {}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import doctest
 import json
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from qwen_task_heads.data import lookups
+from qwen_task_heads.data import lookups, text_datasets
 from qwen_task_heads.data.examples import PairExample, TextExample
 from qwen_task_heads.data.lookups import look_up_titles, report_texts, report_titles
 from qwen_task_heads.data.splits import split_by_group
@@ -150,9 +150,29 @@ def test_pairs_of_texts_are_known_as_pairs() -> None:
 def test_a_split_cut_from_train_has_another_fix() -> None:
     rows = [TextExample(text=f"text {n}", target=n % 2) for n in range(30)]
     found = report_texts(rows, rows, split="dev", problem_type=SINGLE)
-    [line] = lookups.leak_lines({"dev": found}, were_cut=["dev"])
+    line = found.line(was_cut=True)
     assert "--dev_dataset" in line
     assert "all.jsonl" not in line
+
+
+def test_a_run_measures_its_leaks_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report has the lookups of the messages; another training set has lookups of its own."""
+    measured: list[str] = []
+
+    def counting(*args: Any, split: str, **options: Any) -> lookups.LookupReport:
+        measured.append(split)
+        return report_texts(*args, split=split, **options)
+
+    monkeypatch.setattr(text_datasets, "report_texts", counting)
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps({"text": f"text {n}", "label": n % 2}) + "\n" for n in range(40)))
+    sets = read_text_sets(str(path), test_fraction=0.2)
+    assert sets.lookups.keys() == {"dev", "test"}
+    assert sets.leak_lines() == []
+    assert sorted(measured) == ["dev", "test"]
+    other = replace(sets, train=sets.dev)
+    assert other.lookups["dev"].known == len(sets.dev)
+    assert sorted(measured) == ["dev", "dev", "test", "test"]
 
 
 def test_documented_examples_run() -> None:

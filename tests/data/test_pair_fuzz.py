@@ -1,4 +1,4 @@
-"""Checks 1 to 3: fuzzed rows, planted defects, round trips. Times are of the processor only."""
+"""Fuzzed rows, planted defects, round trips. Times are of the processor only."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import fuzzing
 import pytest
-from fuzzing import a_text, corrupt, dumps, nested, write
+from fuzzing import a_text, corrupt, dumps, nested, pair_to_row, write
 from work import at_most
 
 from qwen_task_heads.data.examples import PairExample
-from qwen_task_heads.data.pair_readers import pair_to_row, read_pairs
+from qwen_task_heads.data.pair_readers import read_pairs
 from qwen_task_heads.errors import TaskHeadsError
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qwen_task_heads.data.pair_readers import groups_to_pairs, read_pairs
+from qwen_task_heads.data.pair_readers import read_pairs
+from qwen_task_heads.data.preferences import groups_to_pairs
 from qwen_task_heads.errors import TaskHeadsError
 
 
@@ -360,11 +361,13 @@ def test_file_without_usable_rows_is_refused_with_skip(tmp_path: Path) -> None:
 def test_conversations_without_roles_are_reported(tmp_path: Path) -> None:
     turn = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "A title?"}]
     rows = [
-        {"chosen": [*turn, {"role": "assistant", "content": "A"}],
-         "rejected": [*turn, {"role": "assistant", "content": "B"}]},
+        {
+            "chosen": [*turn, {"role": "assistant", "content": "A"}],
+            "rejected": [*turn, {"role": "assistant", "content": "B"}],
+        },
         {"prompt": turn, "chosen": "C", "rejected": "D"},
         {"prompt": "plain", "chosen": "E", "rejected": "F"},
-    ]  # fmt: skip
+    ]
     path = tmp_path / "chats.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = read_pairs(str(path))

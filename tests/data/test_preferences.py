@@ -6,11 +6,8 @@ import numpy as np
 import pytest
 from work import at_most
 
-from qwen_task_heads.data.preferences import (
-    preference_from_clicks,
-    preference_from_votes,
-    two_proportion_p_value,
-)
+from qwen_task_heads.data.click_rates import p_values, preference_from_clicks
+from qwen_task_heads.data.preferences import preference_from_votes
 from qwen_task_heads.errors import TaskHeadsError
 
 COUNTS = [
@@ -24,6 +21,10 @@ COUNTS = [
     (9, 10, 10, 10),
     (990, 1000, 985, 1000),
 ]
+
+
+def p_value(*counts: int) -> float:
+    return float(p_values(*(np.array([count]) for count in counts))[0])
 
 
 @pytest.mark.parametrize("counts", COUNTS)
@@ -49,7 +50,7 @@ def test_huge_counts_are_finite_and_not_summed_term_by_term() -> None:
     with at_most(10_000):
         for counts in ((10**12, 10**12, 0, 10**12), (5, 10**12, 900, 10**12), (0, 10**12, 10**12, 10**12)):
             assert 0 <= preference_from_clicks(*counts) <= 1
-            assert 0 <= two_proportion_p_value(*counts) <= 1
+            assert 0 <= p_value(*counts) <= 1
         assert preference_from_clicks(10**12, 10**12, 0, 10**12) == 1
 
 
@@ -61,18 +62,18 @@ def test_votes() -> None:
 
 def test_p_value_agrees_with_published_rows() -> None:
     # Two rows of the Upworthy Research Archive (CC BY 4.0): clicks, impressions, z, p of its pairs.
-    assert two_proportion_p_value(68, 2629, 39, 2551) == pytest.approx(0.007454, rel=1e-3)
-    assert two_proportion_p_value(196, 2769, 64, 2787) == pytest.approx(3.218e-17, rel=1e-3)
-    assert two_proportion_p_value(0, 0, 5, 10) == 1
-    assert two_proportion_p_value(0, 9, 0, 10) == 1
-    assert two_proportion_p_value(9, 9, 10, 10) == 1
+    assert p_value(68, 2629, 39, 2551) == pytest.approx(0.007454, rel=1e-3)
+    assert p_value(196, 2769, 64, 2787) == pytest.approx(3.218e-17, rel=1e-3)
+    assert p_value(0, 0, 5, 10) == 1
+    assert p_value(0, 9, 0, 10) == 1
+    assert p_value(9, 9, 10, 10) == 1
 
 
 def test_impossible_counts_are_refused() -> None:
     with pytest.raises(TaskHeadsError, match="3 clicks of 2") as clicks:
         preference_from_clicks(3, 2, 0, 1)
     with pytest.raises(TaskHeadsError, match="-1 clicks") as negative:
-        two_proportion_p_value(0, 1, -1, 1)
+        preference_from_clicks(0, 1, -1, 1)
     with pytest.raises(TaskHeadsError, match="-1 and 3") as votes:
         preference_from_votes(-1, 3)
     for caught in (clicks, negative, votes):

@@ -141,8 +141,13 @@ def test_system_c_fudan_news(tmp_path: Path, listed: bool) -> None:
     assert (len(sets.train) + len(sets.dev), len(sets.test)) == (60, 6)
     assert sets.labels.names == ("Energy", "Law", "Politics", "Space", "Sports")
     assert [sets.labels.names[row.target] for row in sets.test] == [
-        "Sports", "Space", "Politics", "Energy", "Sports", "Law",
-    ]  # fmt: skip
+        "Sports",
+        "Space",
+        "Politics",
+        "Energy",
+        "Sports",
+        "Law",
+    ]
     assert sets.test[0].candidates == ("Politics", "Sports")
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from fuzzing import pair_to_row
 from reported import case, refused, rows_of
 
-from qwen_task_heads.data.pair_readers import pair_to_row
 from qwen_task_heads.data.text_datasets import TextSets, read_text_sets
 from qwen_task_heads.data.title_datasets import TitleSets, read_title_sets
 from qwen_task_heads.errors import TaskHeadsError

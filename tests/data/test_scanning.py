@@ -37,7 +37,7 @@ def test_a_column_of_late_rows_counts_for_all(tmp_path: Path) -> None:
     assert texts.refused == len(texts.problems) - 1 == len(rows) - 1  # row 8 has two defects
     assert [raw.text_b for raw in texts] == ["b"]
     assert len({(problem.where, problem.problem) for problem in texts.problems}) == len(texts.problems)
-    assert texts.places[0] == f"{tmp_path}/a.jsonl:{len(rows)}"
+    assert texts.rows.places[0] == f"{tmp_path}/a.jsonl:{len(rows)}"
 
 
 def test_a_late_unknown_column_changes_nothing(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_a_late_unknown_column_changes_nothing(tmp_path: Path) -> None:
     assert [raw.text for raw in noted] == [raw.text for raw in plain]
     assert noted.codes.tolist() == plain.codes.tolist()
     assert (noted.targets[0].value, len(noted.targets), noted.unread) == (0, 3, {"note": None})
-    assert noted.weights.values().tolist() == [2.0] * len(rows)
+    assert noted.rows.values("weight").tolist() == [2.0] * len(rows)
 
 
 def test_preference_signals_of_late_rows_are_counted_once(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_header_equal_to_the_columns_option_is_not_a_row(tmp_path: Path) -> No
         "text,label\n" + rows + "text,label\n"
     )  # the last line is a row: only the first may be a header
     texts = read_texts(str(path), options=FileOptions(columns=("text", "label")))
-    assert (len(texts), texts.rows_read, texts.places[0]) == (10, 10, f"{path}:2")
+    assert (len(texts), texts.rows_read, texts.rows.places[0]) == (10, 10, f"{path}:2")
 
 
 def test_labels_that_join_other_labels_are_reported(tmp_path: Path) -> None:

@@ -218,6 +218,19 @@ def test_several_labels(tmp_path: Path) -> None:
     assert (problem.where, problem.code) == (f"{tmp_path}/train.jsonl:3", "value-conflict")
 
 
+def test_several_labels_do_not_read_the_column_of_names(tmp_path: Path) -> None:
+    rows = rows_of([[0], [1, 0], [1]] * 10, label_name="x")
+    sets = read(tmp_path, rows, problem_type="multi_label_classification")
+    assert sets.labels.names == ("0", "1")
+    assert "columns not read: label_name (train)" in sets.lines
+
+
+def test_ids_of_dev_are_those_of_probabilities_in_train(tmp_path: Path) -> None:
+    dev = write_rows(tmp_path / "dev.jsonl", rows_of([1.0, 0.0]))
+    rows = rows_of([[0.75, 0.25], [0.25, 0.75]] * 2, "probabilities")
+    assert [row.target for row in read(tmp_path, rows, dev=dev).dev] == [1, 0]
+
+
 def test_scores(tmp_path: Path) -> None:
     sets = read(tmp_path, rows_of(range(20), "score"))
     assert (sets.problem_type, sets.labels.names) == ("regression", ("score",))

@@ -1,4 +1,4 @@
-"""Checks 1 to 3 on labelled texts: fuzzed rows, planted defects, round trips. Times are of the processor."""
+"""Labelled texts: fuzzed rows, planted defects, round trips. Times are of the processor."""
 
 from __future__ import annotations
 
@@ -157,12 +157,15 @@ def test_eighteen_planted_defects_are_reported_in_one_run(tmp_path: Path) -> Non
         # Daily runs cover each format and each kind of target; slow runs cover all combinations.
         pytest.param(column, suffix, marks=[] if column == daily else pytest.mark.slow)
         for suffix, daily in (
-            (".jsonl", "labels"), (".json", "score"), (".csv", "label"), (".tsv", "labels"),
+            (".jsonl", "labels"),
+            (".json", "score"),
+            (".csv", "label"),
+            (".tsv", "labels"),
             (".parquet", "score"),
         )
         for column in ("label", "labels", "score")
     ],
-)  # fmt: skip
+)
 def test_two_thousand_rows_round_trip(tmp_path: Path, suffix: str, column: str) -> None:
     rng = random.Random(3)
     examples = []

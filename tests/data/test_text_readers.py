@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from qwen_task_heads.data.conversations import CONVERSATIONS
 from qwen_task_heads.data.json_files import FileProblem
 from qwen_task_heads.data.raw_texts import RawText, RawTexts
-from qwen_task_heads.data.text_layout import ALPACA, COLUMN_LAYOUTS, PROBLEM_TYPES, TARGETS
+from qwen_task_heads.data.schema import CONVERSATIONS, PROBLEM_TYPES, TARGETS, TEXTS, TextColumns
 from qwen_task_heads.data.text_readers import TextInput, read_inputs, read_texts
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode import configuration_task_heads
@@ -43,13 +42,14 @@ def test_the_problem_types_are_those_of_the_models() -> None:
     assert set(PROBLEM_TYPES) == set(configuration_task_heads.PROBLEM_TYPES)
 
 
-@pytest.mark.parametrize("layout", COLUMN_LAYOUTS, ids="+".join)
-def test_every_column_layout_of_texts(tmp_path: Path, layout: tuple[str, ...]) -> None:
-    row: dict[str, Any] = {name: f" {name} \n" for name in layout} | {"label": 0, "id": 7}
-    if layout[0] in CONVERSATIONS:
-        row[layout[0]] = [said(layout[0])]
+@pytest.mark.parametrize("layout", TEXTS, ids=lambda layout: "+".join(layout.columns))
+def test_every_column_layout_of_texts(tmp_path: Path, layout: TextColumns) -> None:
+    columns = layout.columns
+    row: dict[str, Any] = {name: f" {name} \n" for name in columns} | {"label": 0, "id": 7}
+    if columns[0] in CONVERSATIONS:
+        row[columns[0]] = [said(columns[0])]
     raw = only(read_rows(tmp_path, row))
-    texts = ("\n".join(layout), "") if layout[0] == ALPACA else (*layout, "")[:2]
+    texts = ("\n".join(columns), "") if layout.are_joined else (*columns, "")[:2]
     assert (raw.text, raw.text_b) == texts
     assert raw.target.where == f"{tmp_path}/a.jsonl:1"
 

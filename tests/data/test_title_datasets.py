@@ -160,12 +160,17 @@ def arm(test: str, headline: str, clicks: int, impressions: int) -> dict[str, ob
 
 def test_filters_of_pairs_apply_to_groups_and_are_reported(tmp_path):
     odd = [
-        arm("few", "Few a", 9, 1000), arm("few", "Few b", 5, 1000), arm("few", "Few c", 1, 10),
-        arm("unseen", "Unseen a", 9, 1000), arm("unseen", "Unseen b", 5, 1000),
+        arm("few", "Few a", 9, 1000),
+        arm("few", "Few b", 5, 1000),
+        arm("few", "Few c", 1, 10),
+        arm("unseen", "Unseen a", 9, 1000),
+        arm("unseen", "Unseen b", 5, 1000),
         arm("unseen", "Unseen c", 0, 0),
-        arm("one", "One a", 9, 1000), arm("one", "One b", 0, 0),
-        arm("equal", "Equal a", 9, 1000), arm("equal", "Equal b", 18, 2000),
-    ]  # fmt: skip
+        arm("one", "One a", 9, 1000),
+        arm("one", "One b", 0, 0),
+        arm("equal", "Equal a", 9, 1000),
+        arm("equal", "Equal b", 18, 2000),
+    ]
     file = write(tmp_path / "arms.jsonl", *odd)
     dev = write(tmp_path / "dev.jsonl", *pairs(3))
     sets = read_title_sets(file, dev=dev)

@@ -13,7 +13,8 @@ import torch
 
 import qwen_task_heads
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.evaluate_modules import flat, metric_path
+from qwen_task_heads.evaluate_modules import metric_path
+from qwen_task_heads.evaluate_modules._base import flat
 from qwen_task_heads.metrics.classification import classification_metrics
 from qwen_task_heads.metrics.ranking import ranking_metrics
 

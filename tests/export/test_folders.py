@@ -28,15 +28,28 @@ def _content(folder: Path) -> dict[str, bytes]:
 
 def test_the_copied_code_is_all_of_hubcode() -> None:
     assert {file.name for file in CODE} == {
-        "attention_task_heads.py", "bucketing_task_heads.py", "card_task_heads.py",
+        "attention_task_heads.py",
+        "bucketing_task_heads.py",
+        "card_task_heads.py",
         "configuration_task_heads.py",
-        "encoding_task_heads.py", "folder_task_heads.py", "handler.py",
-        "head_layers_task_heads.py", "last_layer_task_heads.py", "loading_task_heads.py",
+        "early_exit_task_heads.py",
+        "encoding_task_heads.py",
+        "errors_task_heads.py",
+        "families_task_heads.py",
+        "folder_task_heads.py",
+        "handler.py",
+        "hashes_task_heads.py",
+        "head_layers_task_heads.py",
+        "last_layer_task_heads.py",
+        "loading_task_heads.py",
+        "long_rows_task_heads.py",
         "modeling_task_heads.py",
-        "packing_task_heads.py", "pipeline_task_heads.py", "pooling_task_heads.py",
+        "packing_task_heads.py",
+        "pipeline_task_heads.py",
+        "pooling_task_heads.py",
         "pushing_task_heads.py",
-        "saving_task_heads.py", "hashes_task_heads.py",
-    }  # fmt: skip
+        "saving_task_heads.py",
+    }
 
 
 @pytest.mark.parametrize("kind", ["full", "adapter"])

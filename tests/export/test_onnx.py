@@ -18,7 +18,8 @@ from qwen_task_heads import TaskHeadsError, adapter_config, build, load_tokenize
 from qwen_task_heads.export import onnx
 from qwen_task_heads.export.onnx import agreement, export_onnx, run_onnx
 from qwen_task_heads.hubcode.encoding_task_heads import encode_texts, pad_rows
-from qwen_task_heads.reports.cards import with_parity
+from qwen_task_heads.reports.card_facts import NOTHING_STATED
+from qwen_task_heads.reports.kept_card import kept_card
 from qwen_task_heads.tokenization.templates import Template, bind_template, compile_template
 
 pytest.importorskip("onnxruntime")
@@ -101,7 +102,7 @@ def test_the_files_are_written_and_the_model_is_restored(exported: dict[str, Any
 @pytest.mark.slow
 def test_the_code_of_the_card_gives_the_logits(exported: dict[str, Any], clean: CleanProcess) -> None:
     folder = exported["folder"]
-    card = with_parity("# a\n", [{"artefact": "onnx"}])
+    card = kept_card("# a\n", repo_id="me/a", hub="huggingface", facts=NOTHING_STATED, onnx=True)
     (lines,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     fetch = re.search(r"^folder = snapshot_download.*$", lines, re.MULTILINE)[0]  # type: ignore[index]
     code = lines.replace(fetch, "import sys; folder = sys.argv[1]").replace('["A text"]', repr(TEXTS))

@@ -100,9 +100,11 @@ def test_the_layout(bases: dict[str, str], shake: Any, tmp_path: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     head = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith("score.")}
     assert head == {
-        "score.0.weight": (WIDTH, WIDTH), "score.0.bias": (WIDTH,),
-        "score.2.weight": (1, WIDTH), "score.2.bias": (1,),
-    }  # fmt: skip
+        "score.0.weight": (WIDTH, WIDTH),
+        "score.0.bias": (WIDTH,),
+        "score.2.weight": (1, WIDTH),
+        "score.2.bias": (1,),
+    }
     assert all(name.startswith(("model.", "score.")) for name in tensors)
     types = {name.startswith("score."): tensor.dtype for name, tensor in tensors.items()}
     assert types == {True: torch.float32, False: torch.bfloat16}
@@ -133,17 +135,30 @@ def test_other_models_are_refused(
 
 def test_all_problems_are_raised_together(bases: dict[str, str], tmp_path: Path) -> None:
     model = build(
-        bases["qwen3"], task="pooled_classifier", labels=["a", "b"], max_seq_length=LIMIT, pooling="max",
-        head="mlp", head_sizes=[8], head_activation="tanh", truncation="windows",
-    )  # fmt: skip
+        bases["qwen3"],
+        task="pooled_classifier",
+        labels=["a", "b"],
+        max_seq_length=LIMIT,
+        pooling="max",
+        head="mlp",
+        head_sizes=[8],
+        head_activation="tanh",
+        truncation="windows",
+    )
     tokenizer = load_tokenizer(bases["qwen3"])
     bind_template(tokenizer, model.config)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(TaskHeadsError) as caught:
         export_reward_model(model, tokenizer=tokenizer, folder=tmp_path)
     assert [problem.where for problem in caught.value.problems] == [
-        "text_config", "num_labels", "head_sizes", "head_activation", "pooling", "truncation", str(tmp_path),
-    ]  # fmt: skip
+        "text_config",
+        "num_labels",
+        "head_sizes",
+        "head_activation",
+        "pooling",
+        "truncation",
+        str(tmp_path),
+    ]
 
 
 def test_verification_detects_a_head_in_the_wrong_order(

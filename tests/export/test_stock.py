@@ -28,15 +28,17 @@ LIMIT = 40
 EXPORTS: dict[str, tuple[str, str, dict[str, Any], bool]] = {
     "qwen2-single-full": ("qwen2", "pooled_classifier", {"truncation": "tail"}, False),
     "qwen2-multi-lora": (
-        "qwen2", "pooled_classifier",
-        {"problem_type": "multi_label_classification", "head_dropout": 0.1}, True,
+        "qwen2",
+        "pooled_classifier",
+        {"problem_type": "multi_label_classification", "head_dropout": 0.1},
+        True,
     ),
     "qwen3-single-lora": ("qwen3", "pooled_classifier", {}, True),
     "qwen3-multi-full": ("qwen3", "pooled_classifier", {"problem_type": "multi_label_classification"}, False),
     "llama-single-lora": ("llama", "pooled_classifier", {}, True),
     "qwen2-scorer-lora": ("qwen2", "title_scorer", {}, True),
     "qwen3-regression-full": ("qwen3", "pooled_classifier", {"problem_type": "regression"}, False),
-}  # fmt: skip
+}
 
 CHILD = r"""
 import json, sys

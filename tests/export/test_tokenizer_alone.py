@@ -23,10 +23,14 @@ from qwen_task_heads.hubcode.encoding_task_heads import encode
 from qwen_task_heads.tokenization.templates import Template, bind_template, compile_template
 
 TEXTS = [
-    "A plain title", "短い題\n", "?", "word " * 100,
+    "A plain title",
+    "短い題\n",
+    "?",
+    "word " * 100,
     " Rest<|im_end|>\n<|im_start|>assistant <think>x</think>",
-    "<|endoftext|>", "naïve  café 🙂",
-]  # fmt: skip
+    "<|endoftext|>",
+    "naïve  café 🙂",
+]
 PAIRS = TEXTS[1:] + TEXTS[:1]
 LABELS = ["politics", "sport", "体育"]
 LIMIT, REPO, COMMIT = 40, "me/single", "3" * 40
@@ -104,10 +108,18 @@ def opened(
 
 
 SAME = {
-    "single": "single", "pairs": "pairs", "titles": "titles", "fast class": "single", "by id": "single",
-    "by revision": "single", "asked": "single", "stock": "single", "reward model": "titles",
-    "pipeline single": "single", "pipeline stock": "single",
-}  # fmt: skip
+    "single": "single",
+    "pairs": "pairs",
+    "titles": "titles",
+    "fast class": "single",
+    "by id": "single",
+    "by revision": "single",
+    "asked": "single",
+    "stock": "single",
+    "reward model": "titles",
+    "pipeline single": "single",
+    "pipeline stock": "single",
+}
 
 
 @pytest.mark.parametrize("name", SAME)

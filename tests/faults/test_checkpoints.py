@@ -20,7 +20,12 @@ import launching
 import pytest
 
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.training.checkpoint_manifest import SEAL, missing_files, verify, write_manifest
+from qwen_task_heads.training.checkpoint_manifest import (
+    CHECKPOINT_MANIFEST,
+    missing_files,
+    verify,
+    write_manifest,
+)
 from qwen_task_heads.training.checkpoints import (
     VerifiedCheckpointCallback,
     newest_verified,
@@ -56,10 +61,17 @@ def tiny_trainer(output: Path, *, lora: bool, callbacks: list, **changes):
         eos_token="<eos>",
     )
     config = Qwen2Config(
-        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64, attention_dropout=0.1, num_labels=1,
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        attention_dropout=0.1,
+        num_labels=1,
         pad_token_id=0,
-    )  # fmt: skip
+    )
     rows = [
         {
             "chosen_ids": [2 + (7 * i + j) % 62 for j in range(3 + i % 4)],
@@ -188,7 +200,7 @@ def run_driver(work: Path, scenarios: list[dict]) -> dict[str, dict]:
     return {result["name"]: result for result in json.loads((work / "results.json").read_text())}
 
 
-# --- check 17: killed, resumed, the same bytes ---
+# --- killed, resumed, the same bytes ---
 
 
 def killed_runs(work: Path, kills: dict[str, tuple[bool, dict]], changes: dict) -> None:
@@ -304,7 +316,9 @@ def test_two_processes_killed_and_resumed(tmp_path):
     assert killed.returncode != 0
     newest = newest_verified(tmp_path / "killed")
     assert newest.name == "checkpoint-4"
-    assert {"rng_state_0.pth", "rng_state_1.pth"} < set(json.loads((newest / SEAL).read_text())["files"])
+    assert {"rng_state_0.pth", "rng_state_1.pth"} < set(
+        json.loads((newest / CHECKPOINT_MANIFEST).read_text())["files"]
+    )
     [(code, printed)] = ranks(tmp_path / "killed", {}, processes=1)
     assert code != 0
     assert "processes = 2, running with 1" in printed
@@ -362,7 +376,7 @@ def corrupt(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["removed", "cut", "emptied", "flipped"])
-@pytest.mark.parametrize("name", [*FILES, SEAL])
+@pytest.mark.parametrize("name", [*FILES, CHECKPOINT_MANIFEST])
 def test_a_corrupted_checkpoint_is_named_and_skipped(tmp_path, caplog, name, how):
     older = make_checkpoint(tmp_path / "checkpoint-9")
     newer = make_checkpoint(tmp_path / "checkpoint-10")
@@ -377,7 +391,7 @@ def test_a_corrupted_checkpoint_is_named_and_skipped(tmp_path, caplog, name, how
     # Corrupted checkpoints alone are no reason to start a new run silently.
     with pytest.raises(TaskHeadsError) as caught:
         resolve_resume("true", tmp_path)
-    code = "path-exists" if (name, how) == (SEAL, "removed") else "checkpoint-incomplete"
+    code = "path-exists" if (name, how) == (CHECKPOINT_MANIFEST, "removed") else "checkpoint-incomplete"
     assert {problem.code for problem in caught.value.problems} == {code}
 
 
@@ -433,9 +447,9 @@ def test_two_processes_need_two_rng_states(tmp_path):
 )
 def test_corrupted_manifests(tmp_path, text):
     folder = make_checkpoint(tmp_path / "checkpoint-1")
-    (folder / SEAL).write_bytes(text)
+    (folder / CHECKPOINT_MANIFEST).write_bytes(text)
     assert [(one.where, one.code) for one in verify(folder)] == [
-        (str(folder / SEAL), "checkpoint-incomplete")
+        (str(folder / CHECKPOINT_MANIFEST), "checkpoint-incomplete")
     ]
 
 
@@ -468,7 +482,7 @@ def test_full_disk_leaves_no_manifest_and_names_path_and_bytes(tmp_path, monkeyp
         except TaskHeadsError as error:
             messages.append(str(error))
             code = error.problems[0].code
-            assert not (newer / f"{SEAL}.tmp").exists()
+            assert not (newer / f"{CHECKPOINT_MANIFEST}.tmp").exists()
             assert verify(older) == []
             assert str(newer) in messages[-1]
             assert "No space left on device" in messages[-1]
@@ -478,7 +492,9 @@ def test_full_disk_leaves_no_manifest_and_names_path_and_bytes(tmp_path, monkeyp
             break
     assert len(messages) == len(FILES) + 4  # files, manifest, rename, its folder, the parent folder
     assert sum("bytes wanted" in message for message in messages) == 4
-    assert all(verify(folder) == [] for folder in tmp_path.iterdir() if (folder / SEAL).exists())
+    assert all(
+        verify(folder) == [] for folder in tmp_path.iterdir() if (folder / CHECKPOINT_MANIFEST).exists()
+    )
 
 
 # --- which checkpoint, which folder ---
@@ -511,7 +527,7 @@ def test_another_command_does_not_resume(tmp_path):
     with pytest.raises(TaskHeadsError, match=r"data = 'a', running with 'b'(.|\n)*seed = 1") as caught:
         resolve_resume("true", tmp_path, run={"seed": 2, "data": "b"})
     assert [(problem.where, problem.code) for problem in caught.value.problems] == [
-        (f"{folder}/{SEAL}", "checkpoint-foreign")
+        (f"{folder}/{CHECKPOINT_MANIFEST}", "checkpoint-foreign")
     ] * 2
     with pytest.raises(TaskHeadsError, match="processes = 1, running with 2"):
         resolve_resume("true", tmp_path, processes=2)

@@ -21,29 +21,50 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMON = ["--use_cpu", "true", "--report_to", "none", "--disable_tqdm", "true", "--seed", "3"]
 STEPS = ["--max_steps", "6"]
 MEASURED = (
-    "seconds", "per_second", "utilisation", "utilization", "time", "gb", "memory", "speed", "peak",
-)  # fmt: skip
+    "seconds",
+    "per_second",
+    "utilisation",
+    "utilization",
+    "time",
+    "gb",
+    "memory",
+    "speed",
+    "peak",
+)
 
 
 def runs(data: Path) -> dict[str, list[str]]:
     """Return the command of each run, on data written to a folder."""
     rows = data / "emotions.jsonl"
     names = ["joy", "fear", "anger"]
-    rows.write_text("".join(
-        json.dumps({"text": f"note {n} on {' and '.join(names[k] for k in range(3) if n >> k & 1) or 'rest'}",
-                    "labels": [names[k] for k in range(3) if n >> k & 1]}) + "\n"
-        for n in range(240)
-    ))  # fmt: skip
+    rows.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "text": f"note {n} on {' and '.join(names[k] for k in range(3) if n >> k & 1) or 'rest'}",
+                    "labels": [names[k] for k in range(3) if n >> k & 1],
+                }
+            )
+            + "\n"
+            for n in range(240)
+        )
+    )
     return {
         "titles": ["reward_titles.py", *STEPS],
         "single": ["classify.py", *STEPS, "--use_peft"],
         "multi": [
-            "classify.py", *STEPS, "--dataset_name", str(rows),
-            "--problem_type", "multi_label_classification", "--test_fraction", "0.2",
+            "classify.py",
+            *STEPS,
+            "--dataset_name",
+            str(rows),
+            "--problem_type",
+            "multi_label_classification",
+            "--test_fraction",
+            "0.2",
         ],
         "generative": ["sft_classify.py", "--max_steps", "3"],
         "sweep": ["sweep_heads.py", "--layers", "1", "2", "--heads", "linear", "mlp:8", "--seeds", "0"],
-    }  # fmt: skip
+    }
 
 
 def numbers(value: Any, name: str = "") -> list[float]:

@@ -36,9 +36,15 @@ def tiny_base(folder: Path) -> str:
     """Save a random decoder of two layers with the embedded tokenizer; return its folder."""
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=5026, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, tie_word_embeddings=True, initializer_range=0.15,
-    )  # fmt: skip
+        vocab_size=5026,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+        initializer_range=0.15,
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     qth.load_tokenizer("embedded").save_pretrained(folder)
     return str(folder)
@@ -58,10 +64,13 @@ def main() -> None:
         root = Path(scratch)
         base = tiny_base(root / "base")
         rows = root / "rows.jsonl"
-        rows.write_text("".join(
-            json.dumps({"text": f"{text} ({n})", "label": label}) + "\n"
-            for n in range(12) for text, label in zip(TEXTS, LABELS, strict=True)
-        ))  # fmt: skip
+        rows.write_text(
+            "".join(
+                json.dumps({"text": f"{text} ({n})", "label": label}) + "\n"
+                for n in range(12)
+                for text, label in zip(TEXTS, LABELS, strict=True)
+            )
+        )
         data = ["--dataset_name", str(rows)]
         train("reward_titles.py", root / "adapter", "--use_peft", "--lora_r", "2")
         train("classify.py", root / "full", *data, "--model_name_or_path", base, "--pooling", "mean")

@@ -1,4 +1,4 @@
-"""Check 10 for classifiers: every problem type and cut reloads bit-equal in a process without the package.
+"""Every problem type and cut reloads bit-equal in a process without the package.
 
 The stock pipeline gets raw texts, also long ones, and must return the probabilities of training.
 """
@@ -14,7 +14,7 @@ import torch
 from clean_process import CleanProcess
 from equality import assert_same_model
 from peft import get_peft_model
-from refusals import raises_problem
+from problem_assertions import raises_problem
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, pipeline
 
@@ -30,11 +30,15 @@ KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
     "single-head": ("qwen2", {}, ""),
     "single-windows": ("qwen2", {"truncation": "windows", "window_overlap": 5}, "stock"),
     "single-windows-max": (
-        "qwen3", {"truncation": "windows", "window_aggregation": "max", "pooling": "mean"}, "lora",
+        "qwen3",
+        {"truncation": "windows", "window_aggregation": "max", "pooling": "mean"},
+        "lora",
     ),
     "multi-tail": ("qwen2", {"truncation": "tail", "problem_type": "multi_label_classification"}, "lora"),
     "multi-windows": (
-        "llama", {"truncation": "windows", "problem_type": "multi_label_classification"}, "",
+        "llama",
+        {"truncation": "windows", "problem_type": "multi_label_classification"},
+        "",
     ),
     "regression-head-tail": ("qwen2", {"truncation": "head_tail", "problem_type": "regression"}, "stock"),
     "ordinal-windows": ("qwen2", {"truncation": "windows", "problem_type": "ordinal"}, ""),
@@ -43,7 +47,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"truncation": "head_tail", "problem_type": "ordinal", "head": "mlp", "head_sizes": [8]},
         "embeddings",
     ),
-}  # fmt: skip
+}
 
 CHILD = r"""
 import json, sys
@@ -209,9 +213,13 @@ def test_a_family_without_a_row_gets_all_its_linear_layers(tiny_config: Any) -> 
     from qwen_task_heads import PooledClassifier, PooledClassifierConfig
 
     backbone = StableLmConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
-        num_attention_heads=4, num_key_value_heads=2,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
     model = PooledClassifier(PooledClassifierConfig(text_config=backbone, num_labels=2))
     found = adapter_config(model, embeddings=True).target_modules
     assert found >= {"q_proj", "o_proj", "down_proj", "model.embed_tokens"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from refusals import raises_problem
+from problem_assertions import raises_problem
 from transformers import AutoConfig, AutoModelForSequenceClassification, Qwen2ForSequenceClassification
 
 from qwen_task_heads import (
@@ -85,9 +85,14 @@ def test_a_title_scorer_has_no_truncation(bases: dict[str, str]) -> None:
 
 def test_the_truncation_is_saved_and_loaded(tiny_config: Any, tmp_path: Any) -> None:
     options = {
-        "max_seq_length": 64, "truncation": "windows", "window_overlap": 8, "window_aggregation": "max",
-        "label_descriptions": ["x", ""], "label_examples": [["a"], []], "problem_type": "ordinal",
-    }  # fmt: skip
+        "max_seq_length": 64,
+        "truncation": "windows",
+        "window_overlap": 8,
+        "window_aggregation": "max",
+        "label_descriptions": ["x", ""],
+        "label_examples": [["a"], []],
+        "problem_type": "ordinal",
+    }
     config = PooledClassifierConfig(text_config=tiny_config(), **options)
     config.set_template({"before": [1], "between": [2], "after": [3]})
     config.save_pretrained(tmp_path)
@@ -158,10 +163,15 @@ def test_a_config_is_saved_and_loaded(
     tiny_config: Any, tmp_path: Any, config_class: Any, family: str
 ) -> None:
     options = {
-        "pooling": "attention", "head": "mlp", "head_sizes": [16, 8], "head_activation": "silu",
-        "head_dropout": 0.25, "bidirectional": True, "backbone_name_or_path": "Qwen/Qwen2.5-7B",
+        "pooling": "attention",
+        "head": "mlp",
+        "head_sizes": [16, 8],
+        "head_activation": "silu",
+        "head_dropout": 0.25,
+        "bidirectional": True,
+        "backbone_name_or_path": "Qwen/Qwen2.5-7B",
         "backbone_revision": "a" * 40,
-    }  # fmt: skip
+    }
     config = config_class(text_config=tiny_config(family), **options)
     config.save_pretrained(tmp_path)
     again = AutoConfig.from_pretrained(tmp_path)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from refusals import raises_problem
+from problem_assertions import raises_problem
 from transformers import BloomConfig, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
@@ -71,8 +71,9 @@ def test_no_mask_gives_the_logits_of_the_mask(
             wanted = model(**batch).logits
             assert warnings() == []
             torch.testing.assert_close(model(input_ids=batch["input_ids"]).logits, wanted)
-            assert (model(input_ids=batch["input_ids"], attention_mask=batch["input_ids"] * 0 + 1).logits
-                    - wanted).abs().max() > 1e-3  # fmt: skip
+            assert (
+                model(input_ids=batch["input_ids"], attention_mask=batch["input_ids"] * 0 + 1).logits - wanted
+            ).abs().max() > 1e-3
     logging.Logger.warning_once.cache_clear()  # type: ignore[attr-defined]
     warnings()
     for _ in range(3):

@@ -11,13 +11,13 @@ import pytest
 import torch
 from equality import assert_same_model
 from peft import get_peft_model
-from refusals import raises_problem
+from problem_assertions import raises_problem
 from safetensors.torch import load_file, save_file
-from transformers import BloomConfig, Gemma3TextConfig, Qwen2Config
+from transformers import BloomConfig, Gemma2Config, Qwen2Config
 
 from qwen_task_heads import TitleScorer, adapter_config, build, load, merge, save
 from qwen_task_heads.export.stock import export_stock
-from qwen_task_heads.hubcode.configuration_task_heads import cut_layers
+from qwen_task_heads.hubcode.early_exit_task_heads import cut_layers
 
 FAMILIES = ("qwen2", "qwen3", "llama")
 KINDS = ("full", "lora", "head_only", "merged")
@@ -145,7 +145,7 @@ def test_missing_layers_are_an_error(bases, layers) -> None:
 def test_families_that_cannot_exit_early() -> None:
     bloom = BloomConfig(n_layer=3)
     assert cut_layers(bloom, keep=3) is bloom
-    for config in (bloom, Gemma3TextConfig(num_hidden_layers=3)):
+    for config in (bloom, Gemma2Config(num_hidden_layers=3)):
         with raises_problem("option-unsupported", "backbone_layers"):
             cut_layers(config, keep=2)
 

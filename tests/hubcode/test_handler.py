@@ -198,8 +198,11 @@ def test_bad_input_is_an_error_and_the_next_request_is_served(served: dict[str, 
     last = rows[-1]["error"].splitlines()
     if name == "titles":
         assert [line.split(":")[0] for line in last] == [
-            "parameters.top_k", "parameters.threshold", "inputs[0].titles[1]", "inputs[1]",
-        ]  # fmt: skip
+            "parameters.top_k",
+            "parameters.threshold",
+            "inputs[0].titles[1]",
+            "inputs[1]",
+        ]
     else:
         assert [line.split(":")[0] for line in last] == ["parameters.threshold", "inputs[0].text_pair"]
 

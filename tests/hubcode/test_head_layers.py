@@ -14,50 +14,28 @@ import launching
 import pytest
 import torch
 from equality import assert_same_logits, assert_same_model, logit_difference
+from family_models import family_scorer
 from peft import get_peft_model
-from refusals import raises_problem
+from problem_assertions import raises_problem
 from safetensors.torch import load_file, save_file
 from torch.utils.checkpoint import checkpoint
-from transformers import CONFIG_MAPPING, BloomConfig
+from transformers import BloomConfig
 
-from qwen_task_heads import TitleScorer, TitleScorerConfig, adapter_config, build, load, merge, save
+from qwen_task_heads import TitleScorerConfig, adapter_config, build, load, merge, save
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.export.reward_model import export_reward_model
 from qwen_task_heads.export.stock import export_stock
-from qwen_task_heads.hubcode.configuration_task_heads import CAN_EXIT
+from qwen_task_heads.hubcode.families_task_heads import FAMILIES
 from qwen_task_heads.hubcode.packing_task_heads import common_length
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.training.features import extract_features
 
-SIZES = {
-    "vocab_size": 128,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-}
-MOE = {
-    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
-    "shared_expert_intermediate_size": 16,
-}  # fmt: skip
 LAYERS = [1, 3]
 LABELS = ["a", "b", "c"]
 
 
-def scorer(family: str = "qwen3", *, layers: Any = LAYERS, seed: int = 0, **changes: Any) -> Any:
-    """Return a random model whose tensors, including norms, are as large as trained ones."""
-    sizes = {**SIZES, **(MOE if family.endswith("_moe") else {})}
-    torch.manual_seed(seed)
-    config = TitleScorerConfig(text_config=CONFIG_MAPPING[family](**sizes), head_layers=layers, **changes)
-    model = TitleScorer(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model.eval()
+def scorer(family: str = "qwen3", *, layers: Any = LAYERS, **changes: Any) -> Any:
+    return family_scorer(family, backbone={"num_hidden_layers": 4}, head_layers=layers, **changes)
 
 
 def batch(rows: int = 6, *, seed: int = 0, length: int = 9) -> dict[str, torch.Tensor]:
@@ -99,7 +77,7 @@ def assert_close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
         assert float((found[name] - wanted[name]).abs().max()) <= 3e-6 * largest, name
 
 
-@pytest.mark.parametrize("family", CAN_EXIT)
+@pytest.mark.parametrize("family", [name for name, row in FAMILIES.items() if row.early_exit])
 def test_the_head_gets_the_states_of_its_layers(family: str) -> None:
     inputs, whole = batch(), scorer(family, layers=None)
     for pooling in ("last", "mean", "max"):
@@ -455,7 +433,7 @@ def test_a_head_does_not_load_on_other_layers(bases, tokenizer, shake, tmp_path)
     with raises_problem("model-corrupted", match=r"score\.weight has another shape"):
         load(str(folder))
     (folder / "config.json").write_text(json.dumps({**config, "head_layers": [2, 1]}))
-    with raises_problem("option-range", "config.json", match="head_layers"):
+    with raises_problem("option-range", f"{folder}/config.json", match="head_layers"):
         load(str(folder))
     for wrong in ("12", 2, [*range(1, 100_000)]):
         (folder / "config.json").write_text(json.dumps({**config, "head_layers": wrong}))

@@ -51,7 +51,7 @@ def _classifier(tiny_config: Any, **options: Any) -> PooledClassifier:
     return PooledClassifier(config).eval()
 
 
-# Precision (check 14, the part of the model)
+# Precision
 
 
 @torch.no_grad()
@@ -206,12 +206,23 @@ def test_gradient_reaches_every_parameter(tiny_config: Any, head: str, problem_t
 
 DECODERS = {
     "mistral": MistralConfig(
-        vocab_size=128, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, sliding_window=4,
+        vocab_size=128,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=4,
     ),
     "gemma2": Gemma2Config(
-        vocab_size=128, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, sliding_window=4,
+        vocab_size=128,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=4,
     ),
     "gpt2": GPT2Config(
         vocab_size=128, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
@@ -221,7 +232,7 @@ DECODERS = {
         vocab_size=128, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
     ),
     "mamba": MambaConfig(vocab_size=128, hidden_size=32, num_hidden_layers=2, state_size=4),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("with_lm_head", [True, False], ids=["with lm_head", "bare"])

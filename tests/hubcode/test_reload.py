@@ -1,4 +1,4 @@
-"""Check 10: a saved model loads with equal weights and logits in a process without the package.
+"""A saved model loads with equal weights and logits in a process without the package.
 
 All combinations are saved once, and loaded and compared by one child process in which
 `import qwen_task_heads` fails. Each comparison is a separate test.

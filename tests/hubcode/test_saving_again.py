@@ -12,7 +12,7 @@ import pytest
 import torch
 from equality import assert_same_model, logit_difference
 from peft import get_peft_model
-from refusals import raises_problem
+from problem_assertions import raises_problem
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
@@ -115,7 +115,7 @@ def test_an_adapter_of_a_quantised_base_names_a_plain_one(
     plain = load(str(folder))
     assert "quantization_config" not in plain.config.to_dict()
     plain.config.probe = {**plain.config.probe, "logits": [[float("nan")]] * 4}
-    with raises_problem("model-corrupted", "probe"):
+    with raises_problem("model-corrupted", "config.json probe"):
         plain.check_probe()
 
 
@@ -126,7 +126,7 @@ def test_a_model_of_another_task_is_an_error(bases: dict[str, str], tmp_path: Pa
     build(bases["qwen2"], task="pooled_classifier", num_labels=1).save_pretrained(tmp_path / "classifier")
     build(bases["qwen2"]).save_pretrained(tmp_path / "scorer")
     for cls, name in ((TitleScorer, "classifier"), (PooledClassifier, "scorer")):
-        with raises_problem("model-type", "config.json", match=cls.__name__):
+        with raises_problem("model-type", f"{tmp_path}/{name}/config.json", match=cls.__name__):
             cls.from_pretrained(tmp_path / name)
 
 

@@ -1,4 +1,4 @@
-"""Check 11: a model that differs from the saved one in any tensor is an error.
+"""A model that differs from the saved one in any tensor is an error.
 
 Every tensor of a full model and of an adapter is deleted, renamed and reshaped in turn. Then weights are
 changed under their right names, which only the stored probe can find.
@@ -16,7 +16,7 @@ import pytest
 import torch
 from equality import assert_same_model, logit_difference
 from peft import get_peft_model
-from refusals import raises_problem
+from problem_assertions import raises_problem
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
@@ -89,13 +89,17 @@ def _transpose(tensors: Tensors, name: str) -> None:
         *(
             pytest.param(kind, damage, marks=pytest.mark.slow)
             for kind, damage in (
-                ("full", _rename), ("full", _reshape), ("full", _transpose),
-                ("adapter", _delete), ("adapter", _rename), ("adapter", _transpose),
+                ("full", _rename),
+                ("full", _reshape),
+                ("full", _transpose),
+                ("adapter", _delete),
+                ("adapter", _rename),
+                ("adapter", _transpose),
             )
         ),
     ],
     ids=lambda value: getattr(value, "__name__", value).removeprefix("_"),
-)  # fmt: skip
+)
 def test_every_corrupted_tensor_is_an_error(
     folders: dict[str, Path], tmp_path: Path, kind: str, damage: Callable[[Tensors, str], None]
 ) -> None:
@@ -167,7 +171,7 @@ def test_the_probe_finds_other_weights_under_the_right_names(
     tensors = load_file(folders[kind] / _weights(kind))
     swap(tensors)
     path = _copy(folders[kind], tmp_path, tensors, kind)
-    with raises_problem("model-corrupted", "probe"):
+    with raises_problem("model-corrupted", f"{path} probe"):
         load(path)
     assert isinstance(TitleScorer.from_pretrained(path, verify=False), TitleScorer)
 
@@ -215,7 +219,7 @@ def test_a_changed_base_of_an_adapter_is_an_error(
         load(str(adapter))
     config["backbone_files"] = None  # as for a base on a hub, which only the probe verifies
     (adapter / "config.json").write_text(json.dumps(config))
-    with raises_problem("model-corrupted", "probe"):
+    with raises_problem("model-corrupted", f"{adapter} probe"):
         load(str(adapter))
 
 
@@ -225,7 +229,7 @@ def test_a_missing_base_is_named(folders: dict[str, Path], tmp_path: Path) -> No
     config = json.loads((adapter / "config.json").read_text())
     for base, code in ((str(tmp_path / "gone"), "base-changed"), (None, "config-invalid")):
         (adapter / "config.json").write_text(json.dumps({**config, "backbone_name_or_path": base}))
-        with raises_problem(code, "config.json", match=Path(base or "").name):
+        with raises_problem(code, f"{adapter}/config.json", match=Path(base or "").name):
             load(str(adapter))
 
 
@@ -301,10 +305,10 @@ def test_the_probe_tolerates_only_rounding(folders: dict[str, Path]) -> None:
     model = load(path)
     rows = torch.tensor(model.config.probe["logits"])
     model.config.probe = {**model.config.probe, "logits": (rows + rows.abs().max() * 1e-3).tolist()}
-    with raises_problem("model-corrupted", "probe", match=r"0\.001"):
+    with raises_problem("model-corrupted", "config.json probe", match=r"0\.001"):
         model.check_probe()
     model.config.probe = {**model.config.probe, "logits": rows[:2].tolist()}
-    with raises_problem("config-invalid", "probe"):
+    with raises_problem("config-invalid", "config.json probe"):
         model.check_probe()
 
 

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from predicting import predict, processes
 from transformers import set_seed
 
 from qwen_task_heads import Scorer, build, load_tokenizer, save
 from qwen_task_heads import __main__ as command
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.inference.batch_prediction import predict_file, scan_inputs
+from qwen_task_heads.inference.arguments import PredictArguments
+from qwen_task_heads.inference.batch_prediction import scan_inputs
 from qwen_task_heads.inference.shards import Shards
 from qwen_task_heads.tokenization.templates import bind_template
 
@@ -63,7 +65,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def test_rows_keep_their_order_and_their_columns(scorers: Any, source: str, tmp_path: Path) -> None:
     output = tmp_path / "deep" / "out.jsonl"
-    report = predict_file(scorers["single"], source=source, output=output, block_rows=4)
+    report = predict(scorers["single"], source=source, output=output, block_rows=4)
     rows = read(output)
     assert [{name: row[name] for name in ROWS[0]} for row in rows] == ROWS
     alone = [scorers["single"].predict([row["text"]])[0] for row in ROWS]
@@ -81,19 +83,25 @@ def test_rows_keep_their_order_and_their_columns(scorers: Any, source: str, tmp_
     [
         ("multi", ["predicted_labels", "predicted_probabilities"]),
         pytest.param("regression", ["predicted_score"], marks=pytest.mark.slow),
-        ("ordinal", [
-            "predicted_label", "predicted_probability", "predicted_expected_rank", "predicted_probabilities",
-        ]),
+        (
+            "ordinal",
+            [
+                "predicted_label",
+                "predicted_probability",
+                "predicted_expected_rank",
+                "predicted_probabilities",
+            ],
+        ),
         ("titles", ["predicted_score"]),
     ],
-)  # fmt: skip
+)
 def test_every_kind_of_model_predicts(
     scorers: Any, source: str, tmp_path: Path, kind: str, columns: list[str]
 ) -> None:
-    predict_file(scorers[kind], source=source, output=tmp_path / "out.jsonl")
+    predict(scorers[kind], source=source, output=tmp_path / "out.jsonl")
     for row in read(tmp_path / "out.jsonl"):
         assert list(row) == ["id", "text", "label", *columns]
-    predict_file(scorers[kind], source=source, output=tmp_path / "out.csv")
+    predict(scorers[kind], source=source, output=tmp_path / "out.csv")
     with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as stream:
         table = list(csv.DictReader(stream))
     assert list(table[0]) == ["id", "text", "label", *columns]
@@ -105,9 +113,7 @@ def test_every_kind_of_model_predicts(
 def test_titles_with_prompts_score_as_the_scorer_does(scorers: Any, tmp_path: Path) -> None:
     rows = [{"title": "Ten ways", "prompt": "Rest"}, {"title": "Tea"}]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    predict_file(
-        scorers["titles"], source=str(tmp_path / "in.jsonl"), output=tmp_path / "out.jsonl", prefix=""
-    )
+    predict(scorers["titles"], source=str(tmp_path / "in.jsonl"), output=tmp_path / "out.jsonl", prefix="")
     scores = [row["score"] for row in read(tmp_path / "out.jsonl")]
     assert scores == pytest.approx(
         scorers["titles"].score(["Ten ways", "Tea"], prompts=["Rest", ""]), abs=2e-6
@@ -120,10 +126,8 @@ def in_processes(count: int, scorer: Scorer, *, source: str, output: Path, **opt
 
     def run(index: int) -> None:
         try:
-            predict_file(
-                scorer, source=source, output=output, process_index=index, num_processes=count,
-                wait=lambda: barrier.wait(60) and None, **options,
-            )  # fmt: skip
+            state = processes(count, index=index, wait=lambda: barrier.wait(60))
+            predict(scorer, source=source, output=output, state=state, **options)
         except TaskHeadsError as error:
             failed.append(error)
 
@@ -140,7 +144,7 @@ def in_processes(count: int, scorer: Scorer, *, source: str, output: Path, **opt
 def test_any_number_of_processes_gives_the_same_bytes(
     scorers: Any, source: str, tmp_path: Path, count: int
 ) -> None:
-    predict_file(scorers["single"], source=source, output=tmp_path / "one.jsonl", block_rows=4)
+    predict(scorers["single"], source=source, output=tmp_path / "one.jsonl", block_rows=4)
     in_processes(count, scorers["single"], source=source, output=tmp_path / "several.jsonl", block_rows=4)
     assert (tmp_path / "several.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
 
@@ -169,11 +173,11 @@ def test_a_run_is_resumed_by_another_number_of_processes(
     scorers: Any, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     output, common = tmp_path / "out.jsonl", {"source": source, "block_rows": 4}
-    predict_file(scorers["single"], output=tmp_path / "whole.jsonl", **common)
+    predict(scorers["single"], output=tmp_path / "whole.jsonl", **common)
     with monkeypatch.context() as patch:
         stop_after(patch, stop)
         with pytest.raises(Killed):
-            predict_file(scorers["single"], output=output, **common)
+            predict(scorers["single"], output=output, **common)
     assert not output.exists()
     with monkeypatch.context() as patch:
         written = stop_after(patch, 99)
@@ -189,7 +193,7 @@ def test_shards_of_another_run_are_refused_with_the_difference(
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         with pytest.raises(Killed):
-            predict_file(scorers["single"], source=source, output=output, block_rows=4, top_k=2)
+            predict(scorers["single"], source=source, output=output, block_rows=4, top_k=2)
     before = sorted(path.name for path in (tmp_path / "out.jsonl.parts").iterdir())
     common = {"source": source, "output": output, "block_rows": 4}
     for options, named in (
@@ -197,13 +201,13 @@ def test_shards_of_another_run_are_refused_with_the_difference(
         ({**common, "top_k": 2, "block_rows": 8}, "block_rows was 4 and is 8"),
     ):
         with pytest.raises(TaskHeadsError, match=named) as caught:
-            predict_file(scorers["single"], **options)
+            predict(scorers["single"], **options)
         assert problems_of(caught) == [("checkpoint-foreign", f"{output}.parts")]
     with pytest.raises(TaskHeadsError, match="model was"):
-        predict_file(scorers["ordinal"], **common, top_k=2)
+        predict(scorers["ordinal"], **common, top_k=2)
     Path(source).write_text(Path(source).read_text().replace("number 7", "number 8"))
     with pytest.raises(TaskHeadsError, match="input was"):
-        predict_file(scorers["single"], **common, top_k=2)
+        predict(scorers["single"], **common, top_k=2)
     assert sorted(path.name for path in (tmp_path / "out.jsonl.parts").iterdir()) == before
 
 
@@ -214,18 +218,18 @@ def test_a_corrupted_shard_is_reported_and_an_output_is_never_replaced(
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         with pytest.raises(Killed):
-            predict_file(scorers["single"], source=source, output=output, block_rows=4)
+            predict(scorers["single"], source=source, output=output, block_rows=4)
     shard = tmp_path / "out.jsonl.parts" / "00000001.jsonl"
     for content in (shard.read_text().split("\n", 1)[1], shard.read_text()[:-9]):
         shard.write_text(content)
         with pytest.raises(TaskHeadsError) as caught:
-            predict_file(scorers["single"], source=source, output=output, block_rows=4)
+            predict(scorers["single"], source=source, output=output, block_rows=4)
         assert problems_of(caught) == [("checkpoint-incomplete", str(shard))]
     shard.unlink()
-    predict_file(scorers["single"], source=source, output=output, block_rows=4)
+    predict(scorers["single"], source=source, output=output, block_rows=4)
     before = output.read_bytes()
     with pytest.raises(TaskHeadsError) as caught:
-        predict_file(scorers["single"], source=source, output=output)
+        predict(scorers["single"], source=source, output=output)
     assert problems_of(caught) == [("path-exists", str(output))]
     assert output.read_bytes() == before
 
@@ -239,7 +243,7 @@ def corrupt(source: str) -> None:
 def test_all_invalid_rows_are_reported_before_a_model_is_loaded(source: str, tmp_path: Path) -> None:
     corrupt(source)
     with pytest.raises(TaskHeadsError) as caught:
-        predict_file("no/model", source=source, output=tmp_path / "out.jsonl")
+        predict("no/model", source=source, output=tmp_path / "out.jsonl")
     assert [problem.where for problem in caught.value.problems] == [f"{source}:4", f"{source}:10"]
 
 
@@ -247,7 +251,7 @@ def test_all_invalid_rows_are_reported_before_a_model_is_loaded(source: str, tmp
 def test_skipped_rows_keep_their_line(scorers: Any, source: str, tmp_path: Path, suffix: str) -> None:
     corrupt(source)
     output = tmp_path / f"out{suffix}"
-    report = predict_file(scorers["single"], source=source, output=output, bad_rows="skip", block_rows=4)
+    report = predict(scorers["single"], source=source, output=output, bad_rows="skip", block_rows=4)
     assert (report.rows, report.errors, sum(report.labels.values())) == (23, 2, 21)
     if suffix == ".jsonl":
         rows = read(output)
@@ -273,7 +277,9 @@ def test_skipped_rows_keep_their_line(scorers: Any, source: str, tmp_path: Path,
 def test_a_corrupted_file_is_not_skipped(tmp_path: Path) -> None:
     (tmp_path / "in.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(TaskHeadsError, match=r"in\.parquet"):
-        scan_inputs(str(tmp_path / "in.parquet"), bad_rows="skip")
+        scan_inputs(
+            PredictArguments(model="", output="", input=str(tmp_path / "in.parquet"), bad_rows="skip")
+        )
 
 
 @pytest.mark.parametrize(
@@ -292,7 +298,7 @@ def test_invalid_options_are_refused(
 ) -> None:
     output = tmp_path / options.pop("output", "out.jsonl")
     with pytest.raises(TaskHeadsError) as caught:
-        predict_file(scorers["single"], source=source, output=output, **options)
+        predict(scorers["single"], source=source, output=output, **options)
     [problem] = caught.value.problems
     assert (problem.code, Path(problem.where).name) == (code, where)
     assert value in problem.problem
@@ -303,7 +309,7 @@ def test_top_k_above_the_number_of_labels_gives_all(scorers: Any, source: str, t
     found = []
     for top_k in (None, 99):
         output = tmp_path / f"{top_k}.jsonl"
-        predict_file(scorers["single"], source=source, output=output, top_k=top_k)
+        predict(scorers["single"], source=source, output=output, top_k=top_k)
         found.append(output.read_text(encoding="utf-8"))
     assert found[0] == found[1]
 
@@ -311,12 +317,12 @@ def test_top_k_above_the_number_of_labels_gives_all(scorers: Any, source: str, t
 def test_pairs_of_texts_reach_the_model_as_pairs(scorers: Any, tmp_path: Path) -> None:
     rows = [{"text_a": "one", "text_b": "two"}, {"text_a": "three", "text_b": "four five"}]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    predict_file(scorers["regression"], source=str(tmp_path / "in.jsonl"), output=tmp_path / "out.jsonl")
+    predict(scorers["regression"], source=str(tmp_path / "in.jsonl"), output=tmp_path / "out.jsonl")
     logits = scorers["regression"].logits(["one", "three"], text_pairs=["two", "four five"])
     found = torch.tensor([row["predicted_score"] for row in read(tmp_path / "out.jsonl")])
     assert torch.allclose(found, logits[:, 0], atol=2e-6)
     with pytest.raises(TaskHeadsError) as caught:
-        predict_file(scorers["titles"], source=str(tmp_path / "in.jsonl"), output=tmp_path / "t.jsonl")
+        predict(scorers["titles"], source=str(tmp_path / "in.jsonl"), output=tmp_path / "t.jsonl")
     assert problems_of(caught) == [("dataset-mismatch", str(tmp_path / "in.jsonl"))]
 
 
@@ -332,7 +338,7 @@ def test_pairs_and_single_texts_are_refused_by_a_model_of_the_other_kind(
         scorer.predict(["one"], text_pairs=["two"])
     assert problems_of(caught) == [("option-unsupported", "text_pairs")]
     with pytest.raises(TaskHeadsError) as caught:
-        predict_file(scorer, source=str(tmp_path / "in.jsonl"), output=tmp_path / "out.jsonl")
+        predict(scorer, source=str(tmp_path / "in.jsonl"), output=tmp_path / "out.jsonl")
     assert problems_of(caught) == [("dataset-mismatch", str(tmp_path / "in.jsonl"))]
     assert len(scorer.predict(["one"], text_pairs=[""])) == 1
     bind_template(tokenizer, model.config, pairs=True)
@@ -345,9 +351,9 @@ def test_pairs_and_single_texts_are_refused_by_a_model_of_the_other_kind(
     assert "text_pairs=" in caught.value.problems[0].fix
     (tmp_path / "single.jsonl").write_text('{"text": "one"}\n')
     with pytest.raises(TaskHeadsError, match="text_a and text_b") as caught:
-        predict_file(scorer, source=str(tmp_path / "single.jsonl"), output=tmp_path / "single.csv")
+        predict(scorer, source=str(tmp_path / "single.jsonl"), output=tmp_path / "single.csv")
     assert problems_of(caught) == [("dataset-mismatch", str(tmp_path / "single.jsonl"))]
-    predict_file(scorer, source=str(tmp_path / "in.jsonl"), output=tmp_path / "pairs.jsonl")
+    predict(scorer, source=str(tmp_path / "in.jsonl"), output=tmp_path / "pairs.jsonl")
     folder = save(model, tokenizer=tokenizer, folder=tmp_path / "model")
     monkeypatch.setattr(sys, "argv", ["qwen_task_heads", str(folder), "one"])
     with pytest.raises(TaskHeadsError) as caught:
@@ -373,9 +379,9 @@ def test_a_full_disk_is_reported_and_earlier_shards_are_kept(
     with monkeypatch.context() as patch:
         patch.setattr("qwen_task_heads.inference.shards.os.fsync", full)
         with pytest.raises(TaskHeadsError, match="No space left") as caught:
-            predict_file(scorers["single"], source=source, output=output, block_rows=4)
+            predict(scorers["single"], source=source, output=output, block_rows=4)
     assert problems_of(caught) == [("disk-full", str(tmp_path / "out.jsonl.parts" / "00000001.jsonl"))]
     assert (tmp_path / "out.jsonl.parts" / "00000000.jsonl").exists()
     assert not (tmp_path / "out.jsonl.parts" / "00000001.jsonl").exists()
-    predict_file(scorers["single"], source=source, output=output, block_rows=4)
+    predict(scorers["single"], source=source, output=output, block_rows=4)
     assert len(read(output)) == 23

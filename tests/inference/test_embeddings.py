@@ -18,8 +18,8 @@ from qwen_task_heads.data.examples import PairExample, TextExample
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.inference import embeddings
 from qwen_task_heads.inference.embeddings import Embedder, EmbeddingClassifier, EmbeddingScorer
+from qwen_task_heads.inference.engine_checks import check_engines
 from qwen_task_heads.inference.engine_options import EngineSpec
-from qwen_task_heads.inference.engines import check_engines
 from qwen_task_heads.inference.title_engines import check_title_engines
 
 WORDS = ("sun", "rain", "snow", "wind")
@@ -122,9 +122,14 @@ def test_an_unknown_encoder_is_refused_before_loading(tmp_path: Path) -> None:
 
     rows = texts(4, 0)
     sets = TextSets(
-        train=rows, dev=rows, test=[], problem_type="single_label_classification", lines=[],
-        labels=LabelMap(WORDS), dev_was_cut=False,
-    )  # fmt: skip
+        train=rows,
+        dev=rows,
+        test=[],
+        problem_type="single_label_classification",
+        lines=[],
+        labels=LabelMap(WORDS),
+        dev_was_cut=False,
+    )
     spec = EngineSpec("embeddings", str(tmp_path / "none"))
     for check in (lambda: check_engines([spec], sets), lambda: check_title_engines([spec])):
         with pytest.raises(TaskHeadsError) as caught:
@@ -139,9 +144,13 @@ def test_an_encoder_is_loaded_from_its_folder(tmp_path: Path) -> None:
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=16, max_position_embeddings=32,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=32,
+    )
     BertModel(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     encode = Embedder(str(tmp_path), device="cpu")

@@ -12,8 +12,9 @@ import pytest
 from qwen_task_heads import LabelMap, TaskHeadsError, build, load_tokenizer, save
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.text_datasets import TextSets
+from qwen_task_heads.inference.engine_checks import check_engines, check_prompts
 from qwen_task_heads.inference.engine_options import EngineSpec, PromptOptions, parse_engines
-from qwen_task_heads.inference.engines import check_engines, check_prompts, open_engine
+from qwen_task_heads.inference.engines import open_engine
 from qwen_task_heads.pretrained import locate
 from qwen_task_heads.tokenization.templates import bind_template
 

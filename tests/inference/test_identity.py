@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from predicting import predict
 from safetensors.torch import load_file, save_file
 
 from qwen_task_heads import LabelMap, Scorer, adapter_config, build, load_tokenizer, save
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.generators import base_of, load_generator
-from qwen_task_heads.inference.batch_prediction import predict_file
 from qwen_task_heads.inference.identity import model_hash
 from qwen_task_heads.inference.label_scorer import LabelScorer
 from qwen_task_heads.inference.loading import open_scorer
@@ -96,7 +96,7 @@ def test_shards_of_another_adapter_are_refused(
     with monkeypatch.context() as patch:
         patch.setattr(Shards, "write", stop)
         with pytest.raises(Stopped):
-            predict_file(str(head), **options)
+            predict(str(head), **options)
     change_adapter(head)
     with pytest.raises(TaskHeadsError, match="model was"):
-        predict_file(str(head), **options)
+        predict(str(head), **options)

@@ -142,11 +142,18 @@ def test_the_pipeline_takes_columns_and_streams_generators(titles: Scorer, kind:
 @pytest.mark.parametrize(
     "wrong",
     [
-        "one text", np.array("one text"), b"bytes", None, 3, {"text": "a"}, {"a", "b"},
-        pd.DataFrame({"text": TEXTS}), pa.table({"text": TEXTS}),
+        "one text",
+        np.array("one text"),
+        b"bytes",
+        None,
+        3,
+        {"text": "a"},
+        {"a", "b"},
+        pd.DataFrame({"text": TEXTS}),
+        pa.table({"text": TEXTS}),
     ],
     ids=lambda wrong: type(wrong).__name__,
-)  # fmt: skip
+)
 def test_a_value_that_is_not_a_list_of_texts_is_refused(
     classifier: Scorer, titles: Scorer, asked: LabelScorer, wrong: Any
 ) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from predicting import predict
 
 from qwen_task_heads import LabelMap, LabelScorer, Scorer, TaskHeadsError, build, load_tokenizer, save
 from qwen_task_heads import __main__ as command
 from qwen_task_heads.errors import run_recipe
 from qwen_task_heads.generators import load_generator
-from qwen_task_heads.inference.batch_prediction import predict_file
 from qwen_task_heads.inference.loading import labels_to_choose, open_scorer
 from qwen_task_heads.inference.shards import Shards
 from qwen_task_heads.tokenization.label_prompts import LABEL_PROMPT, AnswerPrompts
@@ -77,7 +77,7 @@ def test_an_unknown_name_is_reported_without_a_traceback(
     source = write(tmp_path / "in.jsonl", ROWS)
     for options in ({}, {"candidates": "category"}):
         with pytest.raises(TaskHeadsError, match=re.escape(name)):
-            predict_file(name, source=source, output=tmp_path / "out.jsonl", **options)
+            predict(name, source=source, output=tmp_path / "out.jsonl", **options)
     monkeypatch.setattr(sys, "argv", ["qwen_task_heads", name, "A title"])
     assert run_recipe(command.main) == 2
     assert name in capsys.readouterr().err
@@ -86,10 +86,15 @@ def test_an_unknown_name_is_reported_without_a_traceback(
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("instruction", None), ("truncation", "middle"), ("max_length", 12.9), ("length_normalized", "false"),
-        ("labels", {"names": []}), ("temperature", 0.5), ("base", "me/base"),
+        ("instruction", None),
+        ("truncation", "middle"),
+        ("max_length", 12.9),
+        ("length_normalized", "false"),
+        ("labels", {"names": []}),
+        ("temperature", 0.5),
+        ("base", "me/base"),
     ],
-)  # fmt: skip
+)
 def test_a_model_with_an_invalid_label_prompt_is_refused(
     writer: Path, tmp_path: Path, field: str, value: object
 ) -> None:
@@ -103,7 +108,7 @@ def test_a_model_with_an_invalid_label_prompt_is_refused(
 
 def test_the_answers_of_a_file_are_those_of_the_scorer(writer: Path, tmp_path: Path) -> None:
     source, output = write(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
-    report = predict_file(str(writer), source=source, output=output, block_rows=3, top_k=2)
+    report = predict(str(writer), source=source, output=output, block_rows=3, top_k=2)
     wanted = LabelScorer.from_pretrained(str(writer)).predict([row["text"] for row in ROWS], top_k=2)
     for row, found, answer in zip(ROWS, read(output), wanted, strict=True):
         expected = {f"predicted_{name}": value for name, value in answer.as_dict().items()}
@@ -122,7 +127,7 @@ def test_predictions_are_among_the_candidates_of_a_row(
     model = str(request.getfixturevalue(kind))
     rows = [row | {"category": ["sport", "trade"]} if row["text"] == "A new tax" else row for row in ROWS]
     source, output = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
-    report = predict_file(model, source=source, output=output, candidates="category")
+    report = predict(model, source=source, output=output, candidates="category")
     assert "note: 2 rows have no candidates in 'category'" in str(report)
     candidates = [{"sport", "the arts"}, {"sport", "trade"}, {*LABELS.names}, {*LABELS.names}]
     for row, names in zip(read(output), candidates, strict=True):
@@ -130,7 +135,7 @@ def test_predictions_are_among_the_candidates_of_a_row(
         assert possible == names
         assert row["predicted_label"] in names
         assert sum(row["predicted_probabilities"].values()) == pytest.approx(1, abs=1e-5)
-    plain = predict_file(model, source=source, output=tmp_path / "plain.jsonl")
+    plain = predict(model, source=source, output=tmp_path / "plain.jsonl")
     assert ("the column 'category' was ignored" in str(plain)) == (kind == "writer")
 
 
@@ -142,13 +147,13 @@ def test_all_invalid_candidates_are_reported_before_the_model_is_loaded(writer: 
     unloadable.mkdir()
     (unloadable / LABEL_PROMPT).write_bytes((writer / LABEL_PROMPT).read_bytes())
     with pytest.raises(TaskHeadsError) as caught:
-        predict_file(str(unloadable), source=source, output=output, candidates="category")
+        predict(str(unloadable), source=source, output=output, candidates="category")
     assert [problem.where.rsplit(":", 1)[1] for problem in caught.value.problems] == ["5", "6", "7", "8"]
     codes = [problem.code for problem in caught.value.problems]
     assert [codes[0], codes[3]] == ["label-unknown", "label-conflict"]
     assert "'weather'" in caught.value.problems[0].problem
     assert "'games' and 'sport'" in caught.value.problems[3].problem
-    report = predict_file(
+    report = predict(
         str(writer), source=source, output=output, candidates="category", bad_rows="skip", block_rows=2
     )
     assert report is not None
@@ -167,7 +172,7 @@ def test_an_empty_cell_means_all_labels_in_every_format(writer: Path, tmp_path: 
     table.to_json(path, orient="records", lines=True) if kind == "jsonl" else getattr(table, f"to_{kind}")(
         path, index=False
     )
-    predict_file(str(writer), source=str(path), output=output, candidates="category")
+    predict(str(writer), source=str(path), output=output, candidates="category")
     counts = [sum(share > 0 for share in row["predicted_probabilities"].values()) for row in read(output)]
     assert counts == [2] + [3] * (len(cells) - 1)
 
@@ -175,7 +180,7 @@ def test_an_empty_cell_means_all_labels_in_every_format(writer: Path, tmp_path: 
 def test_models_and_files_without_candidates_are_refused(writer: Path, tmp_path: Path) -> None:
     source, output = write(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
     with pytest.raises(TaskHeadsError, match="'kategory'") as caught:
-        predict_file(str(writer), source=source, output=output, candidates="kategory")
+        predict(str(writer), source=source, output=output, candidates="kategory")
     assert problems_of(caught) == [("column-missing", "--candidates")]
     titles = save(build("embedded"), tokenizer=load_tokenizer("embedded"), folder=tmp_path / "titles")
     several = build(
@@ -183,10 +188,10 @@ def test_models_and_files_without_candidates_are_refused(writer: Path, tmp_path:
     )
     for model in (str(titles), "embedded", Scorer(several, tokenizer=load_tokenizer("embedded"))):
         with pytest.raises(TaskHeadsError) as caught:
-            predict_file(model, source=source, output=output, candidates="category")
+            predict(model, source=source, output=output, candidates="category")
         assert problems_of(caught) == [("option-unsupported", "--candidates")]
     with pytest.raises(TaskHeadsError, match=r"0\.5") as caught:
-        predict_file(str(writer), source=source, output=output, threshold=0.5)
+        predict(str(writer), source=source, output=output, threshold=0.5)
     assert problems_of(caught) == [("option-unsupported", "threshold")]
     assert not output.exists()
 
@@ -204,23 +209,23 @@ def test_a_killed_run_is_resumed_only_with_the_same_weights(
     with monkeypatch.context() as patch:
         patch.setattr(Shards, "assemble", kill)
         with pytest.raises(KeyboardInterrupt):
-            predict_file(scorer, source=source, output=output, block_rows=2)
+            predict(scorer, source=source, output=output, block_rows=2)
     weight = scorer.model.model.layers[0].mlp.up_proj.weight
     before = weight.detach().clone()
     foreign = [("checkpoint-foreign", f"{output}.parts")]
     with torch.no_grad():
         weight.mul_(1.001)
     with pytest.raises(TaskHeadsError) as caught:
-        predict_file(scorer, source=source, output=output, block_rows=2)
+        predict(scorer, source=source, output=output, block_rows=2)
     assert problems_of(caught) == foreign
     with torch.no_grad():
         weight.copy_(before)
     scorer.prompts.truncation = "tail"
     with pytest.raises(TaskHeadsError) as caught:
-        predict_file(scorer, source=source, output=output, block_rows=2)
+        predict(scorer, source=source, output=output, block_rows=2)
     assert problems_of(caught) == foreign
     scorer.prompts.truncation = "head"
-    report = predict_file(scorer, source=source, output=output, block_rows=2)
+    report = predict(scorer, source=source, output=output, block_rows=2)
     assert "4 of them were computed by an earlier start" in str(report)
     assert len(read(output)) == 4
 
@@ -238,7 +243,7 @@ def test_a_run_whose_folder_was_removed_is_reported(
 
     monkeypatch.setattr(Shards, "write", write_after_removal)
     with pytest.raises(TaskHeadsError) as caught:
-        predict_file(str(head), source=source, output=output)
+        predict(str(head), source=source, output=output)
     assert [problem.code for problem in caught.value.problems] == ["path-not-found"]
 
 

@@ -128,9 +128,13 @@ def test_invalid_options_are_refused_together(kind: str, options: dict[str, Any]
 def scorer(request: Any, bases: Any, tokenizer: Any, shake: Any) -> Scorer:
     set_seed(3)
     model = build(
-        bases["qwen2"], task="pooled_classifier", labels=list(LABELS.values()),
-        problem_type="single_label_classification", max_seq_length=24, truncation=request.param,
-    )  # fmt: skip
+        bases["qwen2"],
+        task="pooled_classifier",
+        labels=list(LABELS.values()),
+        problem_type="single_label_classification",
+        max_seq_length=24,
+        truncation=request.param,
+    )
     return Scorer(shake(model, width=0.2), tokenizer=tokenizer, progress=False)
 
 

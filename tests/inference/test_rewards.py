@@ -1,4 +1,4 @@
-"""Tests of rewards from a title scorer: extraction of titles, units, and completions without a title."""
+"""Tests of rewards from a title scorer: units, and completions without a title."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from work import at_most
 
 from qwen_task_heads import Scorer, TitleReward, build, load_tokenizer, save
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.inference.rewards import CONSTANTS, Paid, reward_constants, title_of
+from qwen_task_heads.inference.rewards import CONSTANTS, Paid, reward_constants
 
 TITLES = ["Ten ways to rest", "A man walks into a bar and what he finds there is a surprise", "休む", "Rest"]
 KNOWN = {"reward_mean": 0.5, "reward_std": 2.0, "reward_length_mean": 30.0, "reward_length_slope": 0.05}
@@ -24,51 +23,6 @@ def scorer(bases):
     torch.nn.init.normal_(model.score.weight, std=3.0)
     model.config.update(KNOWN)
     return Scorer(model, tokenizer=load_tokenizer(bases["qwen2"]), progress=False)
-
-
-@pytest.mark.parametrize(
-    ("completion", "title"),
-    [
-        ("Ten ways to rest", "Ten ways to rest"),
-        ("  Ten\n ways ", "Ten ways"),
-        ("<think>Short or long?</think>\n\nTen ways", "Ten ways"),
-        ("so it should be short</think>Ten ways", "Ten ways"),  # opened in the prompt
-        ("<think>a</think>b<think>c</think>Ten ways", "Ten ways"),
-        ("<think>It should be short", ""),
-        ("Ten ways<think>or eleven", "Ten ways"),
-        ("<THINK>x</THINK><Title>Ten ways</TITLE>", "Ten ways"),
-        ("Here it is: <title>Ten ways</title> I hope you like it.", "Ten ways"),
-        ("<title>Ten ways", "Ten ways"),
-        ("Ten ways</title> and more", "Ten ways"),
-        ("<title>One</title><title>Two</title>", "One"),
-        ("<title><title>One", "One"),
-        ("<title></title> Ten ways", ""),
-        ("<title> \u200b </title>", ""),
-        ("\u200b\u2060", ""),
-        *((title, title) for title in ("休む", "ﾔｽﾑ", "한", "7", "٣", "Ⅳ", "½", "é", "Ж!", "🎉 7")),
-        *((title, "") for title in ("!?", "…", "—", "🎉🎉", "👩\u200d🚀", "1\ufe0f\u20e3", "#\u20e3")),
-        *(
-            (title, "")
-            for title in ("。、", "「」", "ーー", "\u3164", "\u0301", "$ € +", "<title>***</title>")
-        ),
-        ("Ten ways<|im_end|>", "Ten ways"),
-        ("<|im_end|>", ""),
-        ("", ""),
-        ([{"role": "assistant", "content": "<title>Ten ways</title>"}], "Ten ways"),
-        ([{"role": "assistant", "content": [{"type": "text", "text": "Ten ways"}]}], "Ten ways"),
-        ([{"role": "tool", "content": "no"}, {"role": "assistant", "content": "Ten"}], "Ten"),
-        ([{"role": "assistant", "content": None}], ""),
-        ([], ""),
-    ],
-)
-def test_thinking_tags_and_control_tokens_are_removed(completion, title):
-    assert title_of(completion) == title
-
-
-def test_a_long_completion_takes_linear_time():
-    with at_most(1_000_000):
-        for piece in ("<title>", "</title>", "<think>", "</think>", "<|im_end|>", "<", "x <title>"):
-            title_of(piece * 100_000)
 
 
 def test_a_reward_is_a_score_in_standard_deviations_without_its_length_bias(scorer):

@@ -19,9 +19,14 @@ from qwen_task_heads.models import load_tokenizer
 from qwen_task_heads.tokenization.templates import Template, compile_template
 
 TITLES = [
-    "Ten ways to rest", "A", "Why the trains of the north are late every single winter, and who pays for it",
-    "Tea", "休む — a word for tired people", "You won't believe this title<|im_end|>", "Ten ways to rest",
-]  # fmt: skip
+    "Ten ways to rest",
+    "A",
+    "Why the trains of the north are late every single winter, and who pays for it",
+    "Tea",
+    "休む — a word for tired people",
+    "You won't believe this title<|im_end|>",
+    "Ten ways to rest",
+]
 PROMPTS = ["", "An article about rest", "Trains", "", "A long brief " * 20, "x", "An article about rest"]
 
 
@@ -190,8 +195,10 @@ print(json.dumps({"loaded": loaded, "scores": {row.title: row.score for row in r
 def test_imports_and_predictions_load_neither_trl_nor_datasets(folder, scorer):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", LIGHT, str(folder), *HEAVY],
-        capture_output=True, text=True, cwd=folder,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=folder,
+    )
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout.splitlines()[-1])
     assert answer["loaded"] == {"import": [], "predict": []}

@@ -8,8 +8,8 @@ from problem_assertions import raises_problem
 from sklearn.metrics import f1_score, precision_recall_curve
 
 from qwen_task_heads.metrics import thresholds
+from qwen_task_heads.metrics.ranking import sigmoid
 from qwen_task_heads.metrics.thresholds import fit_thresholds, read_rule
-from qwen_task_heads.metrics.weighted import sigmoid
 
 
 def rare_labels(count: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from qwen_task_heads.metrics.ties import gap_signs, merge_ties, tie_bound, top_c
 from qwen_task_heads.metrics.title_baselines import TfidfBradleyTerry
 from qwen_task_heads.reports.comparison import compare, measure
 from qwen_task_heads.training.feature_rows import PairRows
-from qwen_task_heads.training.pair_losses import resolve_pair_loss
+from qwen_task_heads.training.losses import resolve_loss
 
 # Scores of one input in batches of other shapes, which differ by rounding.
 NOISE = np.random.default_rng(0).uniform(-2e-7, 2e-7, 400)
@@ -134,7 +134,7 @@ def test_bounds_depend_on_the_largest_score() -> None:
 
 def test_a_head_on_features_counts_equal_scores_as_half() -> None:
     features = torch.randn(6, 4)
-    rows = PairRows(features, features.clone(), resolve_pair_loss("bradley_terry"))
+    rows = PairRows(features, features.clone(), resolve_loss("bradley_terry", "pairs"))
     assert rows.metrics(torch.nn.Linear(4, 1))["eval_accuracy"] == 0.5
 
 

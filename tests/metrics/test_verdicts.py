@@ -20,9 +20,9 @@ def credit(right: int, count: int = 200) -> Any:
     return mean_measure((np.arange(count) < right).astype(float), name="accuracy")
 
 
-def judge(groups: Any = None, *, count: int = 200, beside: str | None = None, **right: int) -> Any:
+def judge(groups: Any = None, *, count: int = 200, second: str | None = None, **right: int) -> Any:
     measures = {name.replace("_", " "): credit(number, count) for name, number in right.items()}
-    return give_verdict(measures, model=MODEL, metric="accuracy", groups=groups, count=count, beside=beside)
+    return give_verdict(measures, model=MODEL, metric="accuracy", groups=groups, count=count, second=second)
 
 
 def test_a_paired_interval_is_narrower_than_two_intervals() -> None:
@@ -46,12 +46,12 @@ def test_whole_groups_are_drawn() -> None:
 
 
 def test_the_best_baseline_and_a_named_one_are_compared() -> None:
-    found = judge(this_model=120, low=60, high=150, tfidf=100, beside="tfidf")
+    found = judge(this_model=120, low=60, high=150, tfidf=100, second="tfidf")
     assert (found["baseline"], found["word"]) == ("high", "below")
     assert found["beside"]["baseline"] == "tfidf"
     assert found["beside"]["word"] == "above"
     assert found["beside"]["difference"] == pytest.approx(0.1)
-    assert "beside" not in judge(this_model=120, low=60, tfidf=100, beside="tfidf")  # it is the best one
+    assert "beside" not in judge(this_model=120, low=60, tfidf=100, second="tfidf")  # it is the best one
     assert judge(this_model=120) is None
 
 

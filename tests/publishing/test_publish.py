@@ -14,8 +14,8 @@ import pytest
 from loopback import FAULTS, no_waiting
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.publishing.hub import Hub
-from qwen_task_heads.publishing.publish import HUBS
+from qwen_task_heads.hubs import HUBS, Hub
+from qwen_task_heads.publishing import upload as uploading
 from qwen_task_heads.publishing.staging import files_of, task_of, update_manifest
 
 pytest.importorskip("modelscope_hub", reason="modelscope is not installed")
@@ -35,6 +35,15 @@ class Place:
     @property
     def client(self) -> Hub:
         return HUBS[self.name]()
+
+    def push(self, staged: Path, **options: Any) -> Any:
+        return uploading.upload(self.client, staged, **options)
+
+    def check(self, repo_id: str, **options: Any) -> None:
+        uploading.check_repo(self.client, repo_id, **options)
+
+    def check_task(self, staged: Path, **options: Any) -> None:
+        uploading.check_task(self.client, staged, **options)
 
     def commits(self, repo: str = REPO) -> int:
         return len(self.server.repos[repo].commits)
@@ -62,11 +71,18 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.fixture
 def staged(tmp_path: Path) -> Path:
     """A folder like a staged one: small files, a subfolder, and LFS files."""
-    return write(tmp_path / "staged", {
-        "config.json": b'{"model_type": "title_scorer"}', "README.md": b"---\nlicense: mit\n---\n# Titles\n",
-        "manifest.json": b"{}", ".eval_results/a.yaml": b"- x: 1\n", "tokenizer.json": b"t" * 120_000,
-        "model.safetensors": bytes(range(256)) * 10, "onnx/model.onnx": b"o" * 70_000,
-    })  # fmt: skip
+    return write(
+        tmp_path / "staged",
+        {
+            "config.json": b'{"model_type": "title_scorer"}',
+            "README.md": b"---\nlicense: mit\n---\n# Titles\n",
+            "manifest.json": b"{}",
+            ".eval_results/a.yaml": b"- x: 1\n",
+            "tokenizer.json": b"t" * 120_000,
+            "model.safetensors": bytes(range(256)) * 10,
+            "onnx/model.onnx": b"o" * 70_000,
+        },
+    )
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:
@@ -92,7 +108,7 @@ def codes(problems: tuple[Problem, ...]) -> list[tuple[str, str]]:
 
 
 def test_a_publish_is_one_commit_private_and_complete(place: Place, staged: Path) -> None:
-    published = place.client.push(staged, repo_id=REPO)
+    published = place.push(staged, repo_id=REPO)
     assert place.server.files(REPO) == contents(staged)
     assert place.commits() == 2  # with the first commit of the hub
     assert place.server.repos[REPO].private
@@ -103,15 +119,15 @@ def test_a_publish_is_one_commit_private_and_complete(place: Place, staged: Path
 
 
 def test_publishing_the_same_files_again_makes_no_commit(place: Place, staged: Path) -> None:
-    first = place.client.push(staged, repo_id=REPO)
-    again = place.client.push(staged, repo_id=REPO)
+    first = place.push(staged, repo_id=REPO)
+    again = place.push(staged, repo_id=REPO)
     assert (again.commit, again.unchanged) == (first.commit, True)
     assert place.commits() == 2
 
 
 def test_an_update_removes_only_files_of_an_earlier_publish(place: Place, staged: Path) -> None:
     write(staged, {"old.png": b"plot", "NOTICE": b"of a base"})
-    place.client.push(update_manifest(staged), repo_id=REPO)
+    place.push(update_manifest(staged), repo_id=REPO)
     by_hand = ("LICENCE-of-ours.txt", "demo/app.py", "LICENSE", "diagram.png", ".eval_results/community.yaml")
     place.server.put(REPO, {**dict.fromkeys(by_hand, b"by hand"), "adapter_config.json": b"of another form"})
     for name in ("model.safetensors", "old.png", ".eval_results/a.yaml", "NOTICE"):
@@ -124,7 +140,7 @@ def test_an_update_removes_only_files_of_an_earlier_publish(place: Place, staged
         },
     )
     before = place.commits()
-    place.client.push(update_manifest(staged), repo_id=REPO)
+    place.push(update_manifest(staged), repo_id=REPO)
     found = place.server.files(REPO)
     assert [found.pop(name) for name in by_hand] == [b"by hand"] * len(by_hand)
     assert found.pop("NOTICE") == b"of a base"  # licence files are never removed
@@ -133,18 +149,18 @@ def test_an_update_removes_only_files_of_an_earlier_publish(place: Place, staged
 
 
 def test_a_model_of_another_task_is_replaced_only_with_replace(place: Place, staged: Path) -> None:
-    client, messages = place.client, list[str]()
+    messages: list[str] = []
     scores = {"problem_type": "regression", "id2label": {"0": "score"}}
     write(staged, {"config.json": json.dumps({"model_type": "title_scorer", **scores}).encode()})
-    client.check_task(staged, repo_id=REPO)  # the repo does not exist
-    client.push(update_manifest(staged), repo_id=REPO, log=messages.append)
+    place.check_task(staged, repo_id=REPO)  # the repo does not exist
+    place.push(update_manifest(staged), repo_id=REPO, log=messages.append)
     stock = {"architectures": ["Qwen2ForSequenceClassification"], "model_type": "qwen2", **scores}
     write(staged, {"config.json": json.dumps(stock).encode(), "new.png": b"x"})
     write(staged, {"pooling_task_heads.py": b"", "handler.py": b""})
-    client.push(update_manifest(staged), repo_id=REPO, log=messages.append)  # the same task in another form
+    place.push(update_manifest(staged), repo_id=REPO, log=messages.append)  # the same task in another form
     for name in ("onnx/model.onnx", "pooling_task_heads.py", "handler.py"):
         (staged / name).unlink()
-    client.push(update_manifest(staged), repo_id=REPO, log=messages.append)
+    place.push(update_manifest(staged), repo_id=REPO, log=messages.append)
     summaries = [line for line in messages if line.startswith("me/titles")]
     assert summaries == [
         f"me/titles ({place.branch}): replaces 2 files, adds 3.",
@@ -153,7 +169,7 @@ def test_a_model_of_another_task_is_replaced_only_with_replace(place: Place, sta
     before = place.server.files(REPO)
     labels = {"problem_type": "multi_label_classification", "id2label": {"1": "b", "0": "a"}}
     write(staged, {"config.json": json.dumps({"model_type": "pooled_classifier", **labels}).encode()})
-    for call in (client.push, client.check_task):
+    for call in (place.push, place.check_task):
         [problem] = refused(call, update_manifest(staged), repo_id=REPO)
         assert (problem.code, problem.where) == ("path-exists", REPO)
         assert "a regression head of score" in problem.problem
@@ -161,9 +177,9 @@ def test_a_model_of_another_task_is_replaced_only_with_replace(place: Place, sta
         assert "--replace" in problem.fix
     assert place.server.files(REPO) == before
     write(staged, {"config.json": json.dumps(stock | {"id2label": {"0": "cost"}}).encode()})
-    [problem] = refused(client.push, update_manifest(staged), repo_id=REPO)
+    [problem] = refused(place.push, update_manifest(staged), repo_id=REPO)
     assert "a regression head of cost" in problem.expected
-    client.push(update_manifest(staged), repo_id=REPO, replace=True)
+    place.push(update_manifest(staged), repo_id=REPO, replace=True)
     assert place.server.files(REPO) == contents(staged)
 
 
@@ -185,41 +201,41 @@ def test_only_weights_are_removed_without_a_manifest_of_this_library(
     there = {"diagram.png": b"by hand", "model-00001-of-00002.safetensors": b"of another form"}
     place.server.put(REPO, there if manifest is None else {**there, "manifest.json": manifest})
     place.server.repos[REPO].private = True
-    place.client.push(staged, repo_id=REPO)
+    place.push(staged, repo_id=REPO)
     assert place.server.files(REPO) == {**contents(staged), "diagram.png": b"by hand"}
 
 
 def test_a_tag_names_the_commit_and_is_never_moved(place: Place, staged: Path) -> None:
-    first = place.client.push(staged, repo_id=REPO, tag="v1")
+    first = place.push(staged, repo_id=REPO, tag="v1")
     assert place.server.repos[REPO].tags == {"v1": first.commit}
-    assert place.client.push(staged, repo_id=REPO, tag="v1").commit == first.commit
+    assert place.push(staged, repo_id=REPO, tag="v1").commit == first.commit
     write(staged, {"config.json": CHANGED})
-    problems = refused(place.client.push, staged, repo_id=REPO, tag="v1")
+    problems = refused(place.push, staged, repo_id=REPO, tag="v1")
     assert codes(problems) == [("path-exists", "tag 'v1' of me/titles")]
     assert place.server.repos[REPO].branches[place.branch] == first.commit
-    second = place.client.push(staged, repo_id=REPO, tag="v2")
+    second = place.push(staged, repo_id=REPO, tag="v2")
     assert place.server.repos[REPO].tags == {"v1": first.commit, "v2": second.commit}
     assert place.server.files(REPO, "v1") != place.server.files(REPO, "v2") == contents(staged)
 
 
 def test_a_revision_is_a_branch_next_to_the_main_one(place: Place, staged: Path) -> None:
-    first = place.client.push(staged, repo_id=REPO)
+    first = place.push(staged, repo_id=REPO)
     write(staged, {"config.json": CHANGED})
     if place.name == "modelscope":  # its client cannot create a branch
-        [problem] = refused(place.client.push, staged, repo_id=REPO, revision="next")
+        [problem] = refused(place.push, staged, repo_id=REPO, revision="next")
         assert (problem.code, problem.where) == ("hub-invalid", REPO)
         assert "'next'" in problem.problem
         place.server.repos[REPO].branches["next"] = first.commit
-    place.client.push(staged, repo_id=REPO, revision="next")
+    place.push(staged, repo_id=REPO, revision="next")
     assert place.server.repos[REPO].branches[place.branch] == first.commit
     assert place.server.files(REPO, "next") == contents(staged)
 
 
 def test_the_same_files_on_a_new_branch_have_the_commit_that_it_starts_at(place: Place, staged: Path) -> None:
-    first = place.client.push(staged, repo_id=REPO)
+    first = place.push(staged, repo_id=REPO)
     if place.name == "modelscope":
         place.server.repos[REPO].branches["next"] = first.commit
-    again = place.client.push(staged, repo_id=REPO, revision="next", tag="v1")
+    again = place.push(staged, repo_id=REPO, revision="next", tag="v1")
     assert (again.commit, again.unchanged) == (first.commit, True)
     there = place.server.repos[REPO]
     assert there.branches == {place.branch: first.commit, "next": first.commit}
@@ -228,12 +244,12 @@ def test_the_same_files_on_a_new_branch_have_the_commit_that_it_starts_at(place:
 
 def test_the_visibility_of_an_existing_repo_is_checked_and_kept(place: Place, staged: Path) -> None:
     place.server.create(REPO, private=False)
-    problems = refused(place.client.push, staged, repo_id=REPO)
+    problems = refused(place.push, staged, repo_id=REPO)
     assert codes(problems) == [("option-conflict", REPO)]
     assert place.server.files(REPO) == {}
-    assert not place.client.push(staged, repo_id=REPO, private=False).private
+    assert not place.push(staged, repo_id=REPO, private=False).private
     place.server.repos[REPO].private = True
-    kept = place.client.push(staged, repo_id=REPO, private=False)
+    kept = place.push(staged, repo_id=REPO, private=False)
     assert kept.private
     assert "stays private" in " ".join(kept.messages())
     assert place.server.repos[REPO].private
@@ -241,46 +257,46 @@ def test_the_visibility_of_an_existing_repo_is_checked_and_kept(place: Place, st
 
 def test_check_reports_names_logins_and_unreachable_hubs(place: Place, monkeypatch: Any) -> None:
     token = {"huggingface": "HF_TOKEN", "modelscope": "MODELSCOPE_API_TOKEN"}[place.name]
-    assert place.client.check(REPO) is None
+    assert place.check(REPO) is None
     for name in ("titles", "me/a/b", "me/ti tles", "me/", "../x"):
-        assert codes(refused(place.client.check, name)) == [("hub-invalid", "--hub_model_id")]
+        assert codes(refused(place.check, name)) == [("hub-invalid", "--hub_model_id")]
     monkeypatch.setenv(token, "not-this-one-at-all")
-    [problem] = refused(place.client.check, REPO)
+    [problem] = refused(place.check, REPO)
     assert (problem.code, problem.where) == ("hub-denied", place.client.title)
     assert "log in by" in problem.fix
     monkeypatch.delenv(token)
-    assert codes(refused(place.client.check, REPO)) == [("hub-denied", place.client.title)]
+    assert codes(refused(place.check, REPO)) == [("hub-denied", place.client.title)]
     monkeypatch.setenv(token, place.server.token)
     place.server.fail(at=1, how="503", lasting=True)
-    assert codes(refused(place.client.check, REPO)) == [("hub-unreachable", REPO)]
+    assert codes(refused(place.check, REPO)) == [("hub-unreachable", REPO)]
 
 
 def test_check_reports_all_conflicts_with_the_repo(place: Place, staged: Path) -> None:
-    client, server = place.client, place.server
-    assert client.check(REPO, tag="v1") is None  # the repo does not exist yet
-    first = client.push(staged, repo_id=REPO, tag="v1")
-    assert client.check(REPO, tag="v2") is None
-    assert codes(refused(client.check, REPO, tag="v1")) == [("path-exists", "tag 'v1' of me/titles")]
-    assert client.check(REPO, tag="v1", again=True) is None  # the commit may be of the same files
+    server = place.server
+    assert place.check(REPO, tag="v1") is None  # the repo does not exist yet
+    first = place.push(staged, repo_id=REPO, tag="v1")
+    assert place.check(REPO, tag="v2") is None
+    assert codes(refused(place.check, REPO, tag="v1")) == [("path-exists", "tag 'v1' of me/titles")]
+    assert place.check(REPO, tag="v1", again=True) is None  # the commit may be of the same files
     write(staged, {"config.json": CHANGED})
-    client.push(staged, repo_id=REPO)
+    place.push(staged, repo_id=REPO)
     server.repos[REPO].private = False
-    problems = refused(client.check, REPO, tag="v1", again=True, revision="next")
+    problems = refused(place.check, REPO, tag="v1", again=True, revision="next")
     branch = [("hub-invalid", REPO)] if place.name == "modelscope" else []
     assert codes(problems) == [("option-conflict", REPO), *branch, ("path-exists", "tag 'v1' of me/titles")]
     assert str(first.commit) in problems[-1].problem
-    assert client.check(REPO, private=False) is None
+    assert place.check(REPO, private=False) is None
     if place.name == "modelscope":
-        [problem] = refused(client.check, "me/new", revision="next")
+        [problem] = refused(place.check, "me/new", revision="next")
         assert problem.expected == "master"
-        assert codes(refused(client.push, staged, repo_id="me/new", revision="next")) == [
+        assert codes(refused(place.push, staged, repo_id="me/new", revision="next")) == [
             ("hub-invalid", "me/new")
         ]
     assert list(server.repos) == [REPO]
 
 
 def test_a_repo_of_another_owner_is_refused(place: Place, staged: Path) -> None:
-    problems = refused(place.client.push, staged, repo_id="you/titles")
+    problems = refused(place.push, staged, repo_id="you/titles")
     assert codes(problems) == [("hub-denied", "you/titles")]
     assert "you/titles" not in place.server.repos
 
@@ -290,20 +306,20 @@ def test_permissions_on_the_hugging_face_hub(place: Place) -> None:
         pytest.skip("ModelScope reports permissions only when it writes")
     server = place.server
     server.orgs = [{"name": "lab", "roleInOrg": "write"}, {"name": "press", "roleInOrg": "read"}]
-    assert place.client.check("lab/titles") is None
-    [problem] = refused(place.client.check, "press/titles")
+    assert place.check("lab/titles") is None
+    [problem] = refused(place.check, "press/titles")
     assert (problem.code, problem.where) == ("hub-denied", "press/titles")
     assert "me, lab" in problem.problem
     for role in ("read", "fineGrained"):
         server.role = role
-        assert codes(refused(place.client.check, REPO)) == [("hub-denied", REPO)]
+        assert codes(refused(place.check, REPO)) == [("hub-denied", REPO)]
     for grant in (
         {"scoped": [{"entity": {"type": "user", "name": "me"}, "permissions": ["repo.write"]}]},
         {"scoped": [{"entity": {"type": "model", "name": REPO}, "permissions": ["repo.write"]}]},
         {"global": ["repo.write"]},
     ):
         server.grants = grant
-        assert place.client.check(REPO) is None
+        assert place.check(REPO) is None
 
 
 def test_check_reports_an_offline_or_unreachable_hub(place: Place, monkeypatch: Any) -> None:
@@ -313,7 +329,7 @@ def test_check_reports_an_offline_or_unreachable_hub(place: Place, monkeypatch: 
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     else:
         monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://127.0.0.1:9")
-    assert codes(refused(place.client.check, REPO)) == [("hub-unreachable", REPO)]
+    assert codes(refused(place.check, REPO)) == [("hub-unreachable", REPO)]
 
 
 @pytest.mark.parametrize(
@@ -332,7 +348,7 @@ def test_an_error_has_the_code_of_its_status_and_the_message_of_the_hub(
     place: Place, staged: Path, status: str, code: str
 ) -> None:
     place.server.fail(at=2, how=status, lasting=True)
-    [problem] = refused(place.client.push, staged, repo_id=REPO)
+    [problem] = refused(place.push, staged, repo_id=REPO)
     assert (problem.code, problem.where) == (code, REPO)
     # After its retries, the client of ModelScope has no message of the hub.
     retried = place.name == "modelscope" and status in ("429", "500")
@@ -343,18 +359,17 @@ def test_an_error_has_the_code_of_its_status_and_the_message_of_the_hub(
 def test_a_concurrent_commit_is_not_overwritten(place: Place, staged: Path, monkeypatch: Any) -> None:
     if place.name != "huggingface":
         pytest.skip("commits of ModelScope have no parent")
-    client = place.client
-    client.push(staged, repo_id=REPO)
-    read_state, put = client._state, place.server.put
+    place.push(staged, repo_id=REPO)
+    read_state, put = HUBS[place.name].state, place.server.put
 
     def read_state_before_commit(*args: Any) -> Any:
         state = read_state(*args)
         put(REPO, {"config.json": b"concurrent"})
         return state
 
-    monkeypatch.setattr(client, "_state", read_state_before_commit)
+    monkeypatch.setattr(HUBS[place.name], "state", read_state_before_commit)
     write(staged, {"config.json": CHANGED})
-    [problem] = refused(client.push, staged, repo_id=REPO)
+    [problem] = refused(place.push, staged, repo_id=REPO)
     assert (problem.code, problem.where) == ("hub-invalid", REPO)
     assert "A commit has happened" in problem.problem
     assert place.server.files(REPO)["config.json"] == b"concurrent"
@@ -364,7 +379,7 @@ def test_a_card_that_the_hub_rejects_is_reported(place: Place, staged: Path) -> 
     if place.name != "huggingface":
         pytest.skip("ModelScope does not validate cards")
     write(staged, {"README.md": b"---\n- no table\n---\n"})
-    [problem] = refused(place.client.push, staged, repo_id=REPO)
+    [problem] = refused(place.push, staged, repo_id=REPO)
     assert (problem.code, problem.where) == ("hub-invalid", REPO)
     assert "metadata is no table" in problem.problem
     assert "README.md" in problem.fix
@@ -377,7 +392,7 @@ def test_a_card_that_the_hub_rejects_is_reported(place: Place, staged: Path) -> 
 def calls_of_a_publish(place: Place, staged: Path) -> int:
     place.forget()
     before = len(place.server.log)
-    place.client.push(staged, repo_id=REPO, tag="v1")
+    place.push(staged, repo_id=REPO, tag="v1")
     calls = len(place.server.log) - before
     place.forget()
     return calls
@@ -396,12 +411,12 @@ def sweep(place: Place, staged: Path, *, faults: Any, old: dict[str, bytes]) -> 
                 place.server.put(REPO, old)
             place.server.fail(at=at, how=how, lasting=lasting)
             try:
-                place.client.push(staged, repo_id=REPO, tag="v1")
+                place.push(staged, repo_id=REPO, tag="v1")
             except TaskHeadsError as error:
                 tracebacks.append("".join(traceback.format_exception(error)))
             place.server.calm()
             assert place.server.files(REPO) in (old, whole), (how, at)
-            published = place.client.push(staged, repo_id=REPO, tag="v1")
+            published = place.push(staged, repo_id=REPO, tag="v1")
             assert place.server.files(REPO) == whole, (how, at)
             # the first commit of the hub, the old files, and one commit of the publish despite retries
             assert place.commits() == 2 + bool(old), (how, at)

@@ -43,7 +43,7 @@ KINDS = [
 ]
 # Two of the eight cover every value; the others are slow tests.
 DAILY = (("huggingface", "title", "adapter"), ("modelscope", "classifier", "full"))
-CARD = '---\nlicense: mit\n---\n# A\n\n## How to load it\n\n```python\nload("path/to/a")\n```\n'
+CARD = '---\nlicense: mit\n---\n# A\n\n## How to load it\n\n```python\nload(".")\n```\n'
 
 CHILD = r"""
 import json, os, sys
@@ -172,13 +172,24 @@ def test_a_published_model_loads_in_one_line(
     server.duplicate(repo, copy)
     endpoint, cache = server.endpoint, str(tmp_path / "empty")
     environment = {
-        "HF_TOKEN": server.token, "MODELSCOPE_API_TOKEN": server.token, "MODELSCOPE_ENDPOINT": endpoint,
-        "MODELSCOPE_CACHE": cache, "MODELSCOPE_HOME": str(tmp_path / "home"),
-    }  # fmt: skip
+        "HF_TOKEN": server.token,
+        "MODELSCOPE_API_TOKEN": server.token,
+        "MODELSCOPE_ENDPOINT": endpoint,
+        "MODELSCOPE_CACHE": cache,
+        "MODELSCOPE_HOME": str(tmp_path / "home"),
+    }
     job = {
-        **trained.facts, "hub": hub, "endpoint": endpoint, "cache": cache, "repo": repo, "copy": copy,
-        "commit": published.commit, "texts": TEXTS, "logits": trained.logits, "environment": environment,
-    }  # fmt: skip
+        **trained.facts,
+        "hub": hub,
+        "endpoint": endpoint,
+        "cache": cache,
+        "repo": repo,
+        "copy": copy,
+        "commit": published.commit,
+        "texts": TEXTS,
+        "logits": trained.logits,
+        "environment": environment,
+    }
     clean.run(CHILD, json.dumps(job), folder=tmp_path)
     with torch.no_grad():
         model = load(repo, hub=hub)
@@ -241,8 +252,8 @@ def test_the_code_on_the_card_of_a_branch_loads_it_if_the_main_branch_is_empty(
 ) -> None:
     hub, server = place
     trained, repo = train(place, tmp_path / "run", "classifier", form, shake), f"me/branch-{form}"
-    line = 'AutoModelForSequenceClassification.from_pretrained("path/to/a", trust_remote_code=True)'
-    (trained.folder / "README.md").write_text(CARD.replace('load("path/to/a")', line))
+    line = 'AutoModelForSequenceClassification.from_pretrained(".", trust_remote_code=True)'
+    (trained.folder / "README.md").write_text(CARD.replace('load(".")', line))
     publish(trained.folder, repo_id=repo, hub=hub, revision="v9", verify=False)
     assert not server.files(repo)
     card = server.files(repo, "v9")["README.md"].decode()
@@ -255,7 +266,11 @@ def test_the_code_on_the_card_of_a_branch_loads_it_if_the_main_branch_is_empty(
         f'tokenizer = AutoTokenizer.from_pretrained("{repo}", revision="v9", trust_remote_code=False)\n'
     )
     job = {
-        "environment": {"HF_TOKEN": server.token}, "hub": hub, "endpoint": server.endpoint, "texts": TEXTS,
-        "cache": str(tmp_path / "empty"), "logits": trained.logits,
-    }  # fmt: skip
+        "environment": {"HF_TOKEN": server.token},
+        "hub": hub,
+        "endpoint": server.endpoint,
+        "texts": TEXTS,
+        "cache": str(tmp_path / "empty"),
+        "logits": trained.logits,
+    }
     clean.run(f"{begin}\nmodel = {line}\n{tokenizer}{end}", json.dumps(job), folder=tmp_path)

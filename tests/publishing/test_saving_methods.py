@@ -41,7 +41,8 @@ from qwen_task_heads import (
 )
 from qwen_task_heads.data.examples import PairExample, TextExample
 from qwen_task_heads.hubcode.hashes_task_heads import write_manifest
-from qwen_task_heads.reports.card_facts import CardFacts, state_facts
+from qwen_task_heads.publishing.publish import publish
+from qwen_task_heads.reports.card_facts import CardFacts
 from qwen_task_heads.tokenization.collators import pair_dataset, text_dataset
 from qwen_task_heads.training.backbone_defaults import rates_for
 from qwen_task_heads.training.title_arguments import TitleConfig
@@ -221,10 +222,18 @@ def train(
     model = build(BASE, hub=place[0], **labels, **sizes)
     adapter = None if kind == "full" else adapter_config(model, r=2, **ADAPTERS[kind])
     known = {
-        "output_dir": str(folder / "run"), "max_steps": 2, "eval_strategy": "steps", "eval_steps": 2,
-        "save_strategy": "no", "learning_rate": 0.02, "use_cpu": True, "bf16": False, "report_to": "none",
-        "disable_tqdm": True, "dataloader_pin_memory": False,
-    }  # fmt: skip
+        "output_dir": str(folder / "run"),
+        "max_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_strategy": "no",
+        "learning_rate": 0.02,
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
     if titles:
         compile_template(tokenizer, template=Template(), model_type="qwen2", max_length=32)
         rows = [PairExample(chosen=f"Good way {i}", rejected=f"A bad one {i}") for i in range(8)]
@@ -258,13 +267,21 @@ def open_without_the_package(
     folder.mkdir(parents=True, exist_ok=True)
     server, cache = it.server, str(folder / "empty")
     environment = {
-        "HF_TOKEN": server.token, "MODELSCOPE_API_TOKEN": server.token, "MODELSCOPE_CACHE": cache,
-        "MODELSCOPE_ENDPOINT": server.endpoint, "MODELSCOPE_HOME": str(folder / "home"),
-    }  # fmt: skip
+        "HF_TOKEN": server.token,
+        "MODELSCOPE_API_TOKEN": server.token,
+        "MODELSCOPE_CACHE": cache,
+        "MODELSCOPE_ENDPOINT": server.endpoint,
+        "MODELSCOPE_HOME": str(folder / "home"),
+    }
     job = {
-        "hub": hub, "endpoint": server.endpoint, "cache": cache, "repos": repos, "texts": TEXTS,
-        "logits": it.logits, "environment": environment,
-    }  # fmt: skip
+        "hub": hub,
+        "endpoint": server.endpoint,
+        "cache": cache,
+        "repos": repos,
+        "texts": TEXTS,
+        "logits": it.logits,
+        "environment": environment,
+    }
     return json.loads(clean.run(CHILD, json.dumps(job), folder=folder).splitlines()[-1])
 
 
@@ -307,7 +324,7 @@ def test_every_method_gives_a_repo_that_loads(
         there = it.server.files(repo)
         assert not [name for name in there if name.endswith((".bin", "training_args.bin"))]
         assert "adapter_config.json" not in there
-        assert not [name for name in there if name.startswith(("predictions", "errors", "checkpoint"))]
+        assert not [name for name in there if name.startswith(("predictions", "errors.md", "checkpoint"))]
         manifest = json.loads(there["manifest.json"])
         assert {name for name in there if name.endswith(".safetensors")} <= manifest["files"].keys()
         by_hand = repo.endswith(("upload", "uploaded"))
@@ -338,9 +355,17 @@ def test_training_arguments_that_push(
 ) -> None:
     repo = f"me/{task}-{strategy.replace('_', '-')}"
     it = train(
-        place, tmp_path, task, kind, push_to_hub=True, hub_model_id=repo, hub_strategy=strategy,
-        hub_always_push=True, save_strategy="steps", save_steps=1,
-    )  # fmt: skip
+        place,
+        tmp_path,
+        task,
+        kind,
+        push_to_hub=True,
+        hub_model_id=repo,
+        hub_strategy=strategy,
+        hub_always_push=True,
+        save_strategy="steps",
+        save_steps=1,
+    )
     before = it.server.files(repo)
     assert ("config.json" in before) == (strategy != "end")
     if before:  # pushed during training: complete, with the metrics of that step
@@ -351,10 +376,15 @@ def test_training_arguments_that_push(
     there = it.server.files(repo)
     assert not [name for name in there if "training_args" in name]
     folders = {name.split("/")[0] for name in there if "checkpoint" in name}
-    assert folders == {
-        "end": set(), "every_save": set(), "checkpoint": {"last-checkpoint"},
-        "all_checkpoints": {"checkpoint-1", "checkpoint-2"},
-    }[strategy]  # fmt: skip
+    assert (
+        folders
+        == {
+            "end": set(),
+            "every_save": set(),
+            "checkpoint": {"last-checkpoint"},
+            "all_checkpoints": {"checkpoint-1", "checkpoint-2"},
+        }[strategy]
+    )
     check(open_without_the_package([repo], it, place[0], clean, tmp_path / "reader")[repo], it, task)
     check_card(there["README.md"].decode(), repo=repo)
     for folder in folders:  # a checkpoint loads with its own class, or raises
@@ -411,8 +441,10 @@ def test_push_to_hub_raises_the_errors_of_publish(
     titles.model.push_to_hub("me/taken")
     before = server.files("me/taken")
     for repo in ("me/taken", "you/other"):
-        for push in (texts.model.push_to_hub, load(str(save(texts.model, tokenizer=texts.tokenizer,
-                     folder=tmp_path / repo))).push_to_hub):  # fmt: skip
+        for push in (
+            texts.model.push_to_hub,
+            load(str(save(texts.model, tokenizer=texts.tokenizer, folder=tmp_path / repo))).push_to_hub,
+        ):
             with pytest.raises(TaskHeadsError) as caught:
                 push(repo)
             assert caught.value.problems[0].where == repo
@@ -564,8 +596,8 @@ def test_a_card_of_other_weights_is_replaced(bases: dict[str, str], shake: Any, 
 def test_facts_are_stated_on_a_short_card_too(bases: dict[str, str], shake: Any, tmp_path: Path) -> None:
     folder = save(shake(build(bases["qwen2"])), tokenizer=load_tokenizer("embedded"), folder=tmp_path / "it")
     facts = CardFacts(license="mit", language="en", intended_use="Titles of *news*.", citation="@misc{a}")
-    state_facts(folder, facts, named=folder)
-    text = (folder / "README.md").read_text()
+    publish(folder, repo_id="me/t", facts=facts, verify=False, dry_run=tmp_path / "staged")
+    text = (tmp_path / "staged" / "README.md").read_text()
     assert ModelCard(text).data.license == "mit"
     for line in ("Licence: mit.", "Titles of \\*news\\*.", "@misc{a}"):
         assert line in text
@@ -575,8 +607,12 @@ def test_facts_are_stated_on_a_short_card_too(bases: dict[str, str], shake: Any,
 def test_a_merged_model_keeps_the_tokenizer_of_its_adapter(
     bases: dict[str, str], shake: Any, tmp_path: Path
 ) -> None:
-    adapted = shake(get_peft_model(build(bases["qwen2"]), LoraConfig(
-        task_type="SEQ_CLS", r=2, target_modules=["q_proj"], modules_to_save=["score"])))  # fmt: skip
+    adapted = shake(
+        get_peft_model(
+            build(bases["qwen2"]),
+            LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"], modules_to_save=["score"]),
+        )
+    )
     folder = save(adapted, tokenizer=load_tokenizer("embedded"), folder=tmp_path / "adapter")
     merge(folder).save_pretrained(tmp_path / "merged")
     assert (tmp_path / "merged" / "tokenizer.json").is_file()
@@ -587,9 +623,17 @@ def test_a_config_without_a_learning_rate_uses_that_of_its_method(tmp_path: Path
     model = build("embedded", task="pooled_classifier", labels=LABELS)
     rows = [{"text": f"{LABELS[i % 3]} news {i}", "label": LABELS[i % 3]} for i in range(6)]
     args = ClassifierConfig(
-        str(tmp_path / "run"), max_steps=1, use_cpu=True, report_to="none", bf16=False, disable_tqdm=True,
-        save_strategy="no", eval_strategy="no", load_best_model_at_end=False, dataloader_pin_memory=False,
-    )  # fmt: skip
+        str(tmp_path / "run"),
+        max_steps=1,
+        use_cpu=True,
+        report_to="none",
+        bf16=False,
+        disable_tqdm=True,
+        save_strategy="no",
+        eval_strategy="no",
+        load_best_model_at_end=False,
+        dataloader_pin_memory=False,
+    )
     tokenizer = load_tokenizer("embedded")
     trainer = ClassifierTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer)
     trainer.train()

@@ -15,12 +15,21 @@ from qwen_task_heads import adapter_config, build, load, load_tokenizer, save
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.files import hash_files
 from qwen_task_heads.hubcode.saving_task_heads import SEE_CONFIG
-from qwen_task_heads.publishing.publish import check_publishable, publish
-from qwen_task_heads.publishing.staging import CONFIGURATION, check_run, files_of, is_publishable, stage
+from qwen_task_heads.publishing.cards import stage_card
+from qwen_task_heads.publishing.formats import refuse_local_base
+from qwen_task_heads.publishing.publish import publish
+from qwen_task_heads.publishing.staging import (
+    check_run,
+    files_of,
+    is_publishable,
+    stage,
+    update_manifest,
+)
+from qwen_task_heads.reports.card_facts import NOTHING_STATED
 
 CARD = (
-    '---\nlicense: mit\n---\n# T\n\nLook at [errors.md](errors.md), all answers in `predictions.jsonl`.\n\n'
-    '## How to load it\n\n```python\nload("path/to/my-run")\n```\n'
+    "---\nlicense: mit\n---\n# T\n\nWords of the user.\n\n"
+    '## How to load it\n\n```python\nload(".")\n```\n'
 )  # fmt: skip
 PRIVATE = (
     "training_args.bin",
@@ -60,9 +69,19 @@ def folder(tmp_path: Path, bases: Any, shake: Any) -> Path:
     return folder
 
 
+def staged_for(
+    folder: Path, destination: Path, *, hub: str = "huggingface", revision: str | None = None
+) -> Path:
+    """Stage a folder with its card, as `publish` does."""
+    staged = stage(folder, destination, hub=hub)
+    place: dict[str, Any] = {"repo_id": "me/t", "hub": hub, "revision": revision}
+    stage_card(staged, folder=folder, form="saved", facts=NOTHING_STATED, **place)
+    return update_manifest(staged)
+
+
 def test_only_the_files_of_a_published_model_are_staged(folder: Path, tmp_path: Path) -> None:
     before = {name: (folder / name).read_bytes() for name in files_of(folder)}
-    staged = stage(folder, tmp_path / "staged", repo_id="me/t", hub="huggingface")
+    staged = stage(folder, tmp_path / "staged", hub="huggingface")
     names = set(files_of(staged))
     assert not names & {*PRIVATE, *ROWS}
     assert names >= {
@@ -76,18 +95,17 @@ def test_only_the_files_of_a_published_model_are_staged(folder: Path, tmp_path: 
         "manifest.json",
     }
     assert {name: (folder / name).read_bytes() for name in files_of(folder)} == before
-    with_rows = stage(folder, tmp_path / "rows", repo_id="me/t", hub="huggingface", rows=True)
+    with_rows = stage(folder, tmp_path / "rows", hub="huggingface", rows=True)
     assert set(files_of(with_rows)) == {*names, *ROWS}
 
 
 def test_staged_files_name_the_repo_and_no_path_of_the_machine(folder: Path, tmp_path: Path) -> None:
-    staged = stage(folder, tmp_path / "staged", repo_id="me/t", hub="huggingface")
+    staged = staged_for(folder, tmp_path / "staged")
     adapter = json.loads((staged / "adapter/adapter_config.json").read_text())
     assert (adapter["base_model_name_or_path"], adapter["revision"]) == (SEE_CONFIG, None)
     card = (staged / "README.md").read_text()
     assert 'load("me/t")' in card
-    assert "path/to" not in card
-    assert "errors.md" not in card
+    assert "Words of the user." in card
     manifest = json.loads((staged / "manifest.json").read_text())
     assert manifest["seed"] == 3
     assert set(manifest["files"]) == set(files_of(staged)) - {"manifest.json"}
@@ -100,25 +118,23 @@ def test_staged_files_name_the_repo_and_no_path_of_the_machine(folder: Path, tmp
 
 
 def test_staging_again_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    both = [stage(folder, tmp_path / str(i), repo_id="me/t", hub="modelscope") for i in range(2)]
+    both = [staged_for(folder, tmp_path / str(i), hub="modelscope") for i in range(2)]
     first, second = ({name: (at / name).read_bytes() for name in files_of(at)} for at in both)
     assert first == second
 
 
 def test_modelscope_gets_its_configuration_and_its_loading_code(folder: Path, tmp_path: Path) -> None:
-    staged = stage(folder, tmp_path / "staged", repo_id="me/t", hub="modelscope", rows=True)
-    assert json.loads((staged / "configuration.json").read_text()) == CONFIGURATION
+    staged = staged_for(folder, tmp_path / "staged", hub="modelscope")
+    configuration = json.loads((staged / "configuration.json").read_text())
+    assert configuration == {"framework": "pytorch", "task": "text-classification"}
     card = (staged / "README.md").read_text()
     assert 'snapshot_download("me/t")' in card
-    assert "[errors.md](errors.md)" in card
-    assert not (
-        stage(folder, tmp_path / "hf", repo_id="me/t", hub="huggingface") / "configuration.json"
-    ).exists()
+    assert not (stage(folder, tmp_path / "hf", hub="huggingface") / "configuration.json").exists()
 
 
 @pytest.mark.parametrize("hub", ["huggingface", "modelscope"])
 def test_the_code_on_a_card_names_the_branch(folder: Path, tmp_path: Path, hub: str) -> None:
-    staged = stage(folder, tmp_path / "staged", repo_id="me/t", hub=hub, revision="v9")
+    staged = staged_for(folder, tmp_path / "staged", hub=hub, revision="v9")
     card = (staged / "README.md").read_text()
     assert 'load("me/t", revision="v9")' in card
     assert ('snapshot_download("me/t", revision="v9")' in card) == (hub == "modelscope")
@@ -129,14 +145,14 @@ def test_links_and_folders_without_a_model_are_refused(folder: Path, tmp_path: P
     (folder / "metrics.json").symlink_to("/etc/hostname")
     (folder / "config.json").unlink()
     with pytest.raises(TaskHeadsError) as caught:
-        stage(folder, tmp_path / "staged", repo_id="me/t", hub="huggingface")
+        stage(folder, tmp_path / "staged", hub="huggingface")
     assert [(problem.code, problem.where) for problem in caught.value.problems] == [
         ("file-format", str(folder / "metrics.json")),
         ("model-not-found", str(folder)),
     ]
     assert not (tmp_path / "staged").exists()
     with pytest.raises(TaskHeadsError) as caught:
-        stage(folder, folder, repo_id="me/t", hub="huggingface")
+        stage(folder, folder, hub="huggingface")
     assert ("path-exists", str(folder)) in [(one.code, one.where) for one in caught.value.problems]
 
 
@@ -148,15 +164,14 @@ def test_names_similar_to_published_ones_are_not_published(name: str) -> None:
 def test_an_adapter_of_a_local_base_is_refused_before_and_after_training(folder: Path, bases: Any) -> None:
     for call in (
         lambda: publish(folder, repo_id="me/t"),
-        lambda: check_publishable(bases["qwen2"], adapter=True),
-        lambda: check_publishable("embedded", adapter=True),
+        lambda: refuse_local_base("--push_to_hub", bases["qwen2"]),
+        lambda: refuse_local_base("--push_to_hub", "embedded"),
     ):
         with pytest.raises(TaskHeadsError, match=Path(bases["qwen2"]).name + "|embedded") as caught:
             call()
         assert caught.value.problems[0].code == "base-changed"
         assert "--form merged" in caught.value.problems[0].fix
-    for backbone, adapter in (("embedded", False), ("Qwen/Qwen3-0.6B", True), (bases["qwen2"], False)):
-        assert check_publishable(backbone, adapter=adapter) is None
+    refuse_local_base("--push_to_hub", "Qwen/Qwen3-0.6B")
 
 
 def test_all_files_that_changed_after_the_run_are_reported(folder: Path, tmp_path: Path) -> None:
@@ -164,7 +179,8 @@ def test_all_files_that_changed_after_the_run_are_reported(folder: Path, tmp_pat
     (folder / "README.md").write_text("# My own words")
     (folder / "notes.txt").write_text("not of the model")
     (folder / "NOTICE").write_text("added afterwards")
-    assert check_run(folder) == ("README.md was edited after the run, and is published as it is.",)
+    [note] = check_run(folder)
+    assert note.startswith("README.md was edited after the run")
     for name in ("config.json", "metrics.json", "reference.json"):
         (folder / name).write_text("{ }")
     (folder / "training.png").unlink()

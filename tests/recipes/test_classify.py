@@ -32,9 +32,11 @@ WORDS = {
 }
 FILLER = ["the", "a", "new", "of", "about", "how", "why", "people", "say", "today", "again", "never", "every"]
 HEADLINE = {
-    "single_label_classification": "accuracy", "multi_label_classification": "micro_f1",
-    "regression": "spearman", "ordinal": "quadratic_kappa",
-}  # fmt: skip
+    "single_label_classification": "accuracy",
+    "multi_label_classification": "micro_f1",
+    "regression": "spearman",
+    "ordinal": "quadratic_kappa",
+}
 
 run, finished, refused = (partial(f, RECIPE) for f in (launching.run, launching.finished, launching.refused))
 short = partial(launching.short, max_seq_length=48)
@@ -95,9 +97,15 @@ def learned(folders, tmp_path_factory) -> tuple[Path, str]:
     """A run on the embedded backbone, long enough to learn."""
     folder = tmp_path_factory.mktemp("runs") / "news"
     words = short(
-        folders["single_label_classification"], "embedded", folder, max_steps=60, eval_steps=20,
-        save_steps=20, pooling="mean", learning_rate=3e-3,
-    )  # fmt: skip
+        folders["single_label_classification"],
+        "embedded",
+        folder,
+        max_steps=60,
+        eval_steps=20,
+        save_steps=20,
+        pooling="mean",
+        learning_rate=3e-3,
+    )
     return folder, finished(words, folder.parent / "log")
 
 
@@ -113,9 +121,16 @@ def test_a_run_learns_and_prints_its_metrics(learned):
         assert name in (folder / "README.md").read_text(encoding="utf-8")
     files = {path.name for path in folder.iterdir()}
     assert {
-        "README.md", "config.json", "metrics.json", "manifest.json", "predictions.jsonl", "errors.md",
-        "model.safetensors", "tokenizer.json", "training.png",
-    } <= files  # fmt: skip
+        "README.md",
+        "config.json",
+        "metrics.json",
+        "manifest.json",
+        "predictions.jsonl",
+        "errors.md",
+        "model.safetensors",
+        "tokenizer.json",
+        "training.png",
+    } <= files
 
 
 def test_a_run_prints_estimated_and_used_time_and_memory(learned):
@@ -233,12 +248,16 @@ METHODS = {
     "lora on embeddings": {"use_peft": "true", "lora_embeddings": "true"},
     "head only": {"freeze_backbone": "true", "head": "mlp", "head_sizes": [16], "pooling": "attention"},
     "head and tail": {
-        "truncation": "head_tail", "max_seq_length": 16, "bidirectional": "true", "loss": "logit_adjusted",
+        "truncation": "head_tail",
+        "max_seq_length": 16,
+        "bidirectional": "true",
+        "loss": "logit_adjusted",
     },
     "labels in the prompt": {
-        "instruction": "<|im_start|>user\nOne of {labels}:\n", "label_smoothing_factor": 0.1,
+        "instruction": "<|im_start|>user\nOne of {labels}:\n",
+        "label_smoothing_factor": 0.1,
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(

@@ -254,10 +254,13 @@ def titles(bases: dict[str, str], shake: Any, tmp_path_factory: pytest.TempPathF
     compile_template(tokenizer, template=Template(), model_type="qwen2", max_length=48)
     folder = save(shake(model), tokenizer=tokenizer, folder=root / "scorer")
     rows = [
-        {"chosen": f"Good {n // 3} title", "rejected": f"{['Poor', 'Bad', 'Dull'][n % 3]} {n // 3}",
-         "test_id": f"t{n // 3}"}
+        {
+            "chosen": f"Good {n // 3} title",
+            "rejected": f"{['Poor', 'Bad', 'Dull'][n % 3]} {n // 3}",
+            "test_id": f"t{n // 3}",
+        }
         for n in range(120)
-    ]  # fmt: skip
+    ]
     for split, part in (("train", rows[0::2]), ("test", rows[1::2])):
         write(root / "pairs", f"{split}.jsonl", part)
     return {"scorer": folder, "pairs": root / "pairs"}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import re
-import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from transformers import AutoModelForCausalLM
 
 from qwen_task_heads import build, load_tokenizer, save
 from qwen_task_heads.errors import TaskHeadsError, shorten
-from qwen_task_heads.inference.rewards import title_of
+from qwen_task_heads.inference.completions import title_of
 from qwen_task_heads.pretrained import locate
+from qwen_task_heads.runs.title_generator import check_named
 
 RECIPE = launching.RECIPES / "grpo_titles.py"
 
@@ -46,16 +47,26 @@ def words(scorer: Path, base: str, folder: Path, **changes: Any) -> list[object]
     source = folder / "articles.jsonl"
     source.write_text("".join(json.dumps({"text": f"Article {i} on rest."}) + "\n" for i in range(8)))
     options = {
-        "model_name_or_path": base, "reward_model": scorer, "dataset_name": source,
-        "output_dir": folder / "run", "max_steps": 2, "num_generations": 4, "per_device_train_batch_size": 4,
-        "max_completion_length": 8, "learning_rate": 1e-3, "logging_steps": 1,
-        "with_context": "true", "length_penalty": 0.5,
-    } | changes  # fmt: skip
+        "model_name_or_path": base,
+        "reward_model": scorer,
+        "dataset_name": source,
+        "output_dir": folder / "run",
+        "max_steps": 2,
+        "num_generations": 4,
+        "per_device_train_batch_size": 4,
+        "max_completion_length": 8,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "with_context": "true",
+        "length_penalty": 0.5,
+    } | changes
     return [*launching.MACHINE, *(word for name, value in options.items() for word in (f"--{name}", value))]
 
 
 def test_two_steps_train_the_generator_and_report_its_rewards(scorer, tmp_path):
-    given = words(scorer, "embedded", tmp_path, save_strategy="steps", save_steps=1)
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    tracked = {"report_to": "tensorboard", "run_name": "hf_" + "datum" * 3 + "Z9" * 15}
+    given = words(scorer, "embedded", tmp_path, save_strategy="steps", save_steps=1, **tracked)
     printed = launching.finished(RECIPE, given, tmp_path / "log")
     assert "Trained a title generator for 2 steps on 8 texts in " in printed
     rewards = re.search(r"Mean reward: (\S+) at the first logging step, (\S+) at the last", printed)
@@ -69,6 +80,16 @@ def test_two_steps_train_the_generator_and_report_its_rewards(scorer, tmp_path):
     # the reward is logged under its own name, with its statistics
     for name in ("rewards/title_reward/mean", "title_characters", "without_title"):
         assert f"'{name}'" in printed
+    # the tracker has the rewards and the settings, and neither texts nor secrets
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "runs"))
+    events.Reload()
+    assert {"train/reward", "train/without_title"} <= set(events.Tags()["scalars"])
+    assert "settings/text_summary" in events.Tags()["tensors"]
+    held = b"".join(path.read_bytes() for path in (tmp_path / "run" / "runs").iterdir())
+    assert tracked["run_name"].encode() not in held
+    assert b"Article " not in held
+    assert str(tmp_path).encode() not in held
+    assert f"Tracked: tensorboard --logdir {tmp_path / 'run' / 'runs'}" in printed
     # the folder has a card with the metrics, and no pickle
     assert (tmp_path / "run" / "checkpoint-1" / "optimizer.pt").is_file()
     assert not list((tmp_path / "run").rglob("training_args.bin"))
@@ -117,15 +138,25 @@ def test_the_scorer_is_checked_before_the_generator(bases, tmp_path, capfd):
 
 
 def test_missing_options_are_reported_before_trl_is_imported():
-    body = ast.parse(RECIPE.read_text()).body
-    names = {node.module or "" for node in body if isinstance(node, ast.ImportFrom)}
-    assert not any(name.split(".")[0] in ("trl", "transformers", "datasets", "torch") for name in names)
-    recipe = runpy.run_path(str(RECIPE), run_name="recipe")
-    with pytest.raises(TaskHeadsError) as caught:
-        recipe["check_named"]([])
-    assert [problem.code for problem in caught.value.problems] == ["option-missing"] * 4
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = [{str(RECIPE)!r}]\n"
+        "try:\n"
+        f"    runpy.run_path({str(RECIPE)!r}, run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    print(end.code, 'trl' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "False"]
+    assert "4 problems:" in done.stderr
+
+
+def test_help_needs_no_other_option():
     for asked in (["--help"], ["-h"]):
-        assert recipe["check_named"](asked) is None
+        check_named(asked)
+    with pytest.raises(TaskHeadsError) as caught:
+        check_named([])
+    assert [problem.code for problem in caught.value.problems] == ["option-missing"] * 4
 
 
 def test_the_preset_names_options_that_exist():

@@ -29,9 +29,12 @@ def model(
 ) -> Path:
     set_seed(0)
     classifier = build(
-        bases["qwen2"], task="pooled_classifier", labels=["sport", "trade"],
-        problem_type="single_label_classification", max_seq_length=64,
-    )  # fmt: skip
+        bases["qwen2"],
+        task="pooled_classifier",
+        labels=["sport", "trade"],
+        problem_type="single_label_classification",
+        max_seq_length=64,
+    )
     return save(shake(classifier), tokenizer=tokenizer, folder=tmp_path_factory.mktemp("predict") / "model")
 
 
@@ -94,9 +97,15 @@ def test_two_processes_of_torchrun_give_the_same_bytes(
     model: Path, source: Path, whole: bytes, tmp_path: Path
 ) -> None:
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-        str(RECIPE), *words(model, source, tmp_path / "out.jsonl"),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(RECIPE),
+        *words(model, source, tmp_path / "out.jsonl"),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

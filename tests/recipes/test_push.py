@@ -41,9 +41,15 @@ def test_a_run_ends_in_a_private_repo_that_loads_by_its_id(
     hub: Any, texts: Path, bases: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     words = launching.short(
-        texts, bases["qwen2"], tmp_path / "run", max_steps=2, push_to_hub="true", hub_model_id="me/reviews",
-        license="apache-2.0", language="en",
-    )  # fmt: skip
+        texts,
+        bases["qwen2"],
+        tmp_path / "run",
+        max_steps=2,
+        push_to_hub="true",
+        hub_model_id="me/reviews",
+        license="apache-2.0",
+        language="en",
+    )
     assert launching.run(RECIPES / "classify.py", *words) == 0
     said = capfd.readouterr().out
     assert f"{hub.endpoint}/me/reviews" in said
@@ -63,9 +69,13 @@ def test_a_run_ends_in_a_private_repo_that_loads_by_its_id(
 
 
 def test_unpublishable_options_are_refused_before_training(
-    hub: Any, texts: Path, bases: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    hub: Any,
+    texts: Path,
+    bases: dict[str, str],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     def refused(**changes: object) -> str:
         words = launching.short(texts, bases["qwen2"], tmp_path / "run", **changes)
         return launching.refused(RECIPES / "classify.py", capfd, *words, "--push_to_hub", "true")
@@ -75,9 +85,14 @@ def test_unpublishable_options_are_refused_before_training(
     assert "without --push_to_hub" in launching.refused(RECIPES / "classify.py", capfd, *alone)
     assert "a folder of this machine" in refused(hub_model_id="me/reviews", use_peft="true")
     message = refused(license="apache2", language="english", dataset_url="nonsense")
-    for word in ("--license: found 'apache2'", "give --license apache-2.0", "--language: found 'english'",
-                 "give --language en",
-                 "--dataset_url: found", "--hub_model_id"):  # fmt: skip
+    for word in (
+        "--license: found 'apache2'",
+        "give --license apache-2.0",
+        "--language: found 'english'",
+        "give --language en",
+        "--dataset_url: found",
+        "--hub_model_id",
+    ):
         assert word in message
     assert "--hub_token: " in refused(hub_model_id="me/reviews", hub_token="hf_abc")
     monkeypatch.delenv("HF_TOKEN")
@@ -103,16 +118,26 @@ def test_an_unsuitable_repo_is_refused_before_training(
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("pooling", "mean"), ("head", "mlp"), ("bidirectional", "true"), ("truncation", "head_tail"),
-     ("problem_type", "ordinal")],
-)  # fmt: skip
+    [
+        ("pooling", "mean"),
+        ("head", "mlp"),
+        ("bidirectional", "true"),
+        ("truncation", "head_tail"),
+        ("problem_type", "ordinal"),
+    ],
+)
 def test_a_model_without_a_stock_class_is_refused_before_training(
     hub: Any, texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], option: str, value: str
 ) -> None:
     words = launching.short(
-        texts, "embedded", tmp_path / "run", push_to_hub="true", hub_model_id="me/x", publish_form="stock",
+        texts,
+        "embedded",
+        tmp_path / "run",
+        push_to_hub="true",
+        hub_model_id="me/x",
+        publish_form="stock",
         **{option: value},
-    )  # fmt: skip
+    )
     message = launching.refused(RECIPES / "classify.py", capfd, *words)
     assert f"--{option}: found" in message
     assert "in a stock class" in message

@@ -67,10 +67,17 @@ def published_run(pairs_folder, bases, tmp_path_factory) -> Path:
 
 
 FILES = {
-    "README.md", "config.json", "metrics.json", "manifest.json", "predictions.jsonl", "training.png",
-    "gap_against_accuracy.png", "tokenizer.json", "tokenizer_config.json",
+    "README.md",
+    "config.json",
+    "metrics.json",
+    "manifest.json",
+    "predictions.jsonl",
+    "training.png",
+    "gap_against_accuracy.png",
+    "tokenizer.json",
+    "tokenizer_config.json",
     *(file.name for file in (ROOT / "qwen_task_heads" / "hubcode").glob("*_task_heads.py")),
-}  # fmt: skip
+}
 MODEL = "this model"
 
 
@@ -161,9 +168,7 @@ def test_full_and_adapter_runs_reload(full_run, published_run):
     for folder in (full_run[0], published_run):
         rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
         again = Scorer(str(folder)).score([row["chosen"] for row in rows])
-        bound = (
-            1e-5 if (folder / "adapter/adapter_config.json").exists() else 1e-6
-        )  # check 10: merged, and as saved
+        bound = 1e-5 if (folder / "adapter/adapter_config.json").exists() else 1e-6  # merged, and as saved
         assert again == pytest.approx([row["chosen_score"] for row in rows], abs=bound)
         with_trust = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
         assert with_trust.config.model_type == "title_scorer"
@@ -331,9 +336,12 @@ def test_bad_data_is_named_with_a_fix(bases, tmp_path, capfd):
         assert "empty.jsonl" in refused(capfd, *words)
     # all the defects of all the files in one run
     words = short(
-        tmp_path / "missing.jsonl", bases["qwen2"], tmp_path / "run", dev_dataset=tmp_path / "misspelt.jsonl",
+        tmp_path / "missing.jsonl",
+        bases["qwen2"],
+        tmp_path / "run",
+        dev_dataset=tmp_path / "misspelt.jsonl",
         test_dataset=tmp_path / "nowhere.jsonl",
-    )  # fmt: skip
+    )
     message = refused(capfd, *words)
     assert all(name in message for name in ("missing.jsonl", "misspelt.jsonl", "nowhere.jsonl"))
     assert left_behind(tmp_path / "run") == []
@@ -550,7 +558,7 @@ def test_the_reward_script_of_trl_runs_without_this_package(full_run, tmp_path, 
     check_trained_on(full_run[0], tmp_path / "out")
 
 
-# --- check 12: the head is trained and saved, whatever the flags ---
+# --- the head is trained and saved, whatever the flags ---
 
 FLAGS = [
     {"pooling": pooling, **head, **adapter}

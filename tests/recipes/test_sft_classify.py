@@ -40,9 +40,15 @@ def news(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(news: Path, folder: Path, **changes: Any) -> list[object]:
     short = {
-        "config": PRESET, "model_name_or_path": "embedded", "dtype": "float32", "dataset_name": news,
-        "output_dir": folder, "max_steps": 3, "logging_steps": 1, "learning_rate": 1e-3,
-    } | changes  # fmt: skip
+        "config": PRESET,
+        "model_name_or_path": "embedded",
+        "dtype": "float32",
+        "dataset_name": news,
+        "output_dir": folder,
+        "max_steps": 3,
+        "logging_steps": 1,
+        "learning_rate": 1e-3,
+    } | changes
     given = [word for name, value in short.items() for word in (f"--{name}", str(value))]
     return ["--use_cpu", "true", "--disable_tqdm", "true", *given]
 

@@ -20,8 +20,8 @@ from qwen_task_heads.training.head_sweep import Combination, parse_layers
 from qwen_task_heads.training.sweep_arguments import (
     TitleSweepArguments,
     parse_sweep_arguments,
-    warm_start_command,
 )
+from qwen_task_heads.training.sweep_commands import warm_start_command
 
 ROOT = Path(__file__).parents[2]
 RECIPE, CLASSIFY = ROOT / "recipes" / "sweep_heads.py", ROOT / "recipes" / "classify.py"
@@ -48,10 +48,18 @@ def data(tmp_path_factory) -> Path:
 def words(data: Path, base: str, output: Path, **changes: object) -> list[object]:
     """Return the words of a small sweep."""
     options = {
-        "model_name_or_path": base, "dataset_name": data, "output_dir": output, "max_seq_length": 32,
-        "poolings": ["last", "mean"], "heads": ["linear", "mlp:8"], "seeds": [0, 1], "learning_rate": 1e-2,
-        "num_train_epochs": 4, "per_device_train_batch_size": 16, "instruction": "Topic? ",
-    } | changes  # fmt: skip
+        "model_name_or_path": base,
+        "dataset_name": data,
+        "output_dir": output,
+        "max_seq_length": 32,
+        "poolings": ["last", "mean"],
+        "heads": ["linear", "mlp:8"],
+        "seeds": [0, 1],
+        "learning_rate": 1e-2,
+        "num_train_epochs": 4,
+        "per_device_train_batch_size": 16,
+        "instruction": "Topic? ",
+    } | changes
     found: list[object] = [*MACHINE]
     for name, value in options.items():
         found += [f"--{name}", *(value if isinstance(value, list) else [value])]
@@ -343,10 +351,17 @@ def test_the_preset_is_read() -> None:
 def test_options_that_a_sweep_cannot_use_are_refused_in_one_error(data, tmp_path, capfd) -> None:
     options = words(data, "embedded", tmp_path / "out", poolings=["attention"], heads=["mlp"], seeds=[0])
     more = {
-        "pooling": "mean", "loss": "focal", "init_head": "x", "token_dropout": 0.1, "max_steps": 3,
-        "lr_scheduler_type": "cosine", "truncation": "windows", "save_as": "both", "tolerance": -1,
+        "pooling": "mean",
+        "loss": "focal",
+        "init_head": "x",
+        "token_dropout": 0.1,
+        "max_steps": 3,
+        "lr_scheduler_type": "cosine",
+        "truncation": "windows",
+        "save_as": "both",
+        "tolerance": -1,
         "num_train_epochs": 1.5,
-    }  # fmt: skip
+    }
     flags = [word for name, value in more.items() for word in (f"--{name}", value)]
     message = refused(capfd, *options, *flags, "--use_peft")
     assert "--pooling: found 'mean'" in message

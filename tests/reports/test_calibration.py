@@ -15,6 +15,7 @@ import pytest
 import torch
 from clean_process import CleanProcess
 from peft import get_peft_model
+from predicting import predict
 from rendered_card import Rendered
 from transformers import AutoModelForSequenceClassification
 
@@ -26,7 +27,6 @@ from qwen_task_heads.data.title_datasets import TitleSets
 from qwen_task_heads.export.onnx import export_onnx, run_onnx
 from qwen_task_heads.export.stock import export_stock
 from qwen_task_heads.head_rows import fold_temperature
-from qwen_task_heads.inference.batch_prediction import predict_file
 from qwen_task_heads.metrics.calibration import divide_logits
 from qwen_task_heads.metrics.classification import (
     MULTI,
@@ -36,8 +36,9 @@ from qwen_task_heads.metrics.classification import (
     probabilities,
 )
 from qwen_task_heads.reports import calibration, text_report
-from qwen_task_heads.reports.text_report import TextRun, finish_texts
-from qwen_task_heads.reports.title_report import Run, finish_titles
+from qwen_task_heads.reports.finishing import FinishedTraining
+from qwen_task_heads.reports.text_report import finish_texts
+from qwen_task_heads.reports.title_report import finish_titles
 from qwen_task_heads.tokenization.templates import Template, bind_template, compile_template
 from qwen_task_heads.training.warm_start import load_head
 
@@ -102,7 +103,7 @@ def finished(
     count = {"train": 30, "dev": dev, "test": 200}
     rows = {name: labelled(model, tokenizer, kind, n, 3 + n) for name, n in count.items()}
     sets = TextSets(**rows, problem_type=kind, labels=names, lines=[], dev_was_cut=True, test_was_cut=False)
-    run = TextRun(sets=sets, settings={"dataset_name": "x", **(settings or {})}, **RUN)
+    run = FinishedTraining(sets=sets, settings={"dataset_name": "x", **(settings or {})}, **RUN)
     return finish_texts(model, tokenizer=tokenizer, folder=folder, run=run)
 
 
@@ -300,12 +301,12 @@ def test_a_maximum_error_rate_is_met_on_dev_or_refused(runs, bases, tmp_path):
 
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows), encoding="utf-8")
-    predict_file(str(folder), source=str(source), output=tmp_path / "answers.jsonl", max_error=rate)
+    predict(str(folder), source=str(source), output=tmp_path / "answers.jsonl", max_error=rate)
     lines = (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["predicted_label"] for line in lines] == [answer.label for answer in answers]
 
     with pytest.raises(TaskHeadsError) as caught:
-        predict_file(str(folder), source=str(source), output=tmp_path / "no.jsonl", max_error=best / 2)
+        predict(str(folder), source=str(source), output=tmp_path / "no.jsonl", max_error=best / 2)
     assert caught.value.problems[0].where == "max_error"
     with pytest.raises(TaskHeadsError) as caught:
         scorer.predict(rows, max_error=best / 2)
@@ -422,7 +423,7 @@ def test_a_title_scorer_is_calibrated_without_changing_its_ranking(bases, tmp_pa
     before = np.array(Scorer(model, tokenizer=tokenizer).score(texts(50, 1)))
     rows = {name: pairs(model, tokenizer, count, count) for name, count in (("dev", 300), ("test", 200))}
     sets = TitleSets(train=rows["dev"][:30], groups=[], **rows, lines=[], dev_was_cut=True)
-    run = Run(sets=sets, settings={"dataset_name": "x"}, **RUN)
+    run = FinishedTraining(sets=sets, settings={"dataset_name": "x"}, **RUN)
     metrics = finish_titles(model, tokenizer=tokenizer, folder=tmp_path / "run", run=run)
     record = config_of(tmp_path / "run")["calibration"]
     assert record == metrics["calibration"]

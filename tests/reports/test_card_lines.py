@@ -25,7 +25,7 @@ from qwen_task_heads import (
 from qwen_task_heads.adapters import with_adapter
 from qwen_task_heads.generators import base_of, load_generator
 from qwen_task_heads.pretrained import locate
-from qwen_task_heads.reports.cards import render
+from qwen_task_heads.reports.model_card import load_fields, render
 from qwen_task_heads.tokenization.label_prompts import AnswerPrompts
 from qwen_task_heads.tokenization.templates import Template, compile_template
 
@@ -53,16 +53,17 @@ def saved(bases: Any, shake: Any, tmp_path_factory: pytest.TempPathFactory) -> d
 
 def lines_of(task: str, form: str, *, repo: Path) -> str:
     """Return the Python code of the card's section on loading."""
-    asked = '["A", "A longer title"]' if task == "titles" else '["A text"]'
-    fields = {
-        "repo": repo,
-        "ranking": task == "titles",
-        "adapter": form == "adapter",
-        "pipeline_input": asked,
-    }
-    [lines] = re.findall(
-        r"```python\n(.*?)```", render("load", answers=False, stock=False, **fields), re.DOTALL
+    fields = load_fields(
+        str(repo),
+        hub="huggingface",
+        revision=None,
+        form="saved",
+        is_adapter=form == "adapter",
+        is_generative=False,
+        ranking=task == "titles",
+        has_pairs=False,
     )
+    [lines] = re.findall(r"```python\n(.*?)```", render("load", **fields), re.DOTALL)
     return lines
 
 

@@ -28,7 +28,7 @@ from qwen_task_heads.reports.comparison_engines import (
     neighbour_scores,
     trained_on,
 )
-from qwen_task_heads.reports.comparison_pages import write_comparison, write_title_comparison
+from qwen_task_heads.reports.comparison_pages import write_comparison
 from qwen_task_heads.reports.title_comparison import measure_title_baselines
 from qwen_task_heads.tokenization.label_prompts import instruction_for
 
@@ -405,7 +405,7 @@ def test_a_page_of_titles_equals_its_json(tmp_path: Path, capsys: pytest.Capture
     rows = pairs_of_titles()
     sets = TitleSets(train=rows, groups=[], dev=[], test=rows, lines=[], dev_was_cut=False)
     measured = [preferring(0.6, rows, name="TF-IDF", kind="baseline"), preferring(0.9, rows, name="scorer=x")]
-    content = write_title_comparison(tmp_path, measured, sets=sets, examples=rows, split="test")
+    content = write_comparison(tmp_path, measured, sets=sets, examples=rows, split="test")
     assert json.loads((tmp_path / "comparison.json").read_text()) == content
     [verdict] = content["verdicts"]
     assert (verdict["engine"], verdict["word"]) == ("scorer=x", "above")

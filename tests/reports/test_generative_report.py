@@ -21,8 +21,8 @@ from qwen_task_heads.inference.loading import open_scorer
 from qwen_task_heads.metrics.classification import SINGLE, classification_metrics
 from qwen_task_heads.pretrained import locate
 from qwen_task_heads.publishing.publish import publish
+from qwen_task_heads.reports.finishing import FinishedTraining
 from qwen_task_heads.reports.generative_report import finish_answers
-from qwen_task_heads.reports.text_report import TextRun
 from qwen_task_heads.tokenization.label_prompts import AnswerPrompts
 from qwen_task_heads.verification.artifacts import lay_out
 from qwen_task_heads.verification.reference import take_answer_reference
@@ -53,7 +53,7 @@ def finish(
         config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
         model = get_peft_model(model, config)
     sets = read_text_sets(str(data), labels=LABELS)
-    run = TextRun(
+    run = FinishedTraining(
         sets=sets,
         settings={"dataset_name": "texts"},
         log_history=[],

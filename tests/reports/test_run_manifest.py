@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 
 from qwen_task_heads.data.examples import PairExample
-from qwen_task_heads.reports.run_manifest import hash_code, hash_files, hash_pairs, settings_of, versions
+from qwen_task_heads.data.title_datasets import hash_pairs
+from qwen_task_heads.files import hash_files
+from qwen_task_heads.reports.run_manifest import hash_code, settings_of, versions
 from qwen_task_heads.training.title_arguments import TitleConfig
 
 PAIR = PairExample(chosen="A", rejected="B", prompt="p", margin=0.5, preference=0.9, weight=2.0, source="a:1")

@@ -32,10 +32,11 @@ from qwen_task_heads.metrics.classification import (
     classification_metrics,
 )
 from qwen_task_heads.metrics.lookup_baseline import LOOKUP
+from qwen_task_heads.reports.finishing import FinishedTraining
 from qwen_task_heads.reports.markdown import metric_name
 from qwen_task_heads.reports.prediction_rows import hardest_errors
 from qwen_task_heads.reports.text_card import HEADLINES
-from qwen_task_heads.reports.text_report import TFIDF, TextRun, finish_texts
+from qwen_task_heads.reports.text_report import TFIDF, finish_texts
 from qwen_task_heads.tokenization.templates import Template, bind_template
 
 MODEL = "this model"
@@ -98,14 +99,14 @@ def finished(
         test_was_cut=test,
     )
     key = BEST_METRIC[kind][0]
-    run = TextRun(
+    run = FinishedTraining(
         sets=sets,
         settings={"dataset_name": "a\n---\nb: [<b>x</b>]", "pooling": "mean"},
         seconds=1.5,
         seed=7,
         log_history=[{"loss": 0.7, "step": 1}, {key: 0.5, "eval_loss": 0.7, "step": 1}],
         backbone=base,
-        cut="3 of 40 texts were cut",
+        truncation="3 of 40 texts were cut",
         **changes,
     )
     return finish_texts(model, tokenizer=tokenizer, folder=folder, run=run)

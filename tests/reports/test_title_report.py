@@ -19,8 +19,9 @@ from qwen_task_heads import build, load_tokenizer
 from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.data.title_datasets import TitleSets
 from qwen_task_heads.inference.scorer import Scorer
+from qwen_task_heads.reports.finishing import FinishedTraining
 from qwen_task_heads.reports.markdown import metric_name
-from qwen_task_heads.reports.title_report import Run, _write_predictions, finish_titles
+from qwen_task_heads.reports.title_report import _write_predictions, finish_titles
 from qwen_task_heads.tokenization.templates import Template, compile_template
 
 MODEL = "this model"
@@ -76,7 +77,7 @@ def finished(
         dev_was_cut=True,
     )
     sets = replace(sets, **(pairs or {}))
-    run = Run(
+    run = FinishedTraining(
         sets=sets,
         settings={"dataset_name": data, "pooling": "mean"},
         seconds=1.5,

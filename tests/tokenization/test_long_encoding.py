@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from qwen_task_heads import PooledClassifierConfig, load_tokenizer
-from qwen_task_heads.hubcode.configuration_task_heads import TaskHeadError
 from qwen_task_heads.hubcode.encoding_task_heads import cut_row, encode_texts, pieces, template_of
+from qwen_task_heads.hubcode.errors_task_heads import TaskHeadError
 from qwen_task_heads.tokenization.templates import Template, bind_template
 
 TEMPLATE = Template(

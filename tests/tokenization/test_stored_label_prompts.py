@@ -1,4 +1,4 @@
-"""Check 6 for prompts: the instruction may have control tokens, labels and examples may not."""
+"""Prompts: the instruction may have control tokens, labels and examples may not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks 6 and 7: a user's text has no control tokens, and a cut removes tokens of the text only."""
+"""A user's text has no control tokens, and a cut removes tokens of the text only."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from qwen_task_heads.data.examples import PairExample
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.hubcode.configuration_task_heads import TaskHeadError
 from qwen_task_heads.hubcode.encoding_task_heads import encode
+from qwen_task_heads.hubcode.errors_task_heads import TaskHeadError
 from qwen_task_heads.models import load_tokenizer
 from qwen_task_heads.tokenization.templates import CutReport, Template, compile_template, encode_pairs
 

@@ -16,8 +16,9 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.models import build
-from qwen_task_heads.tracking.callbacks import TRACKERS, SwanLab, Wandb, finish_trackers, track
+from qwen_task_heads.tracking.callbacks import TRACKERS, SwanLab, Wandb
 from qwen_task_heads.tracking.libraries import failures_of
+from qwen_task_heads.tracking.open_trackers import finish_trackers, track
 from qwen_task_heads.tracking.payload import MAX_TEXT, Cleaner, example_lines, final_metrics
 from qwen_task_heads.training.arguments import DataArguments
 
@@ -65,23 +66,44 @@ def write_rows(folder: Path, rows: list[dict[str, Any]]) -> Path:
 def test_only_secrets_and_folders_are_removed_from_settings(own_home: Path) -> None:
     clean = Cleaner({"$T": "abcdefgh"})
     settings = {
-        "lr": np.float32(0.5), "steps": 3, "packing": True, "none": None, "words": "none of it",
-        "key abcdefgh": ["abcdefgh", ("hf_" + "a" * 34,)], "base": f"{own_home}/models/qwen",
-        "cache": "~/.cache/models", "repo": "Qwen/Qwen2.5-0.5B", "note": f"read from {own_home}/data.jsonl",
-    }  # fmt: skip
+        "lr": np.float32(0.5),
+        "steps": 3,
+        "packing": True,
+        "none": None,
+        "words": "none of it",
+        "key abcdefgh": ["abcdefgh", ("hf_" + "a" * 34,)],
+        "base": f"{own_home}/models/qwen",
+        "cache": "~/.cache/models",
+        "repo": "Qwen/Qwen2.5-0.5B",
+        "note": f"read from {own_home}/data.jsonl",
+    }
     assert clean.value(settings) == {
-        "lr": 0.5, "steps": 3, "packing": True, "none": None, "words": "none of it",
-        "key ***": ["***", ["***"]], "base": "qwen",
-        "cache": "models", "repo": "Qwen/Qwen2.5-0.5B", "note": "read from ~/data.jsonl",
-    }  # fmt: skip
+        "lr": 0.5,
+        "steps": 3,
+        "packing": True,
+        "none": None,
+        "words": "none of it",
+        "key ***": ["***", ["***"]],
+        "base": "qwen",
+        "cache": "models",
+        "repo": "Qwen/Qwen2.5-0.5B",
+        "note": "read from ~/data.jsonl",
+    }
 
 
 @pytest.mark.parametrize(
     "text",
-    ["/no_think", "/no_think\nWhich of sport/trade is it?", "/no_think以下文本是体育/财经？",
-     "/label:{text}/n", "/classify sport/trade", "read /data/of-somebody/x.jsonl", "~5 items/hour",
-     "/" + "long/" * 2000 + " x"],
-)  # fmt: skip
+    [
+        "/no_think",
+        "/no_think\nWhich of sport/trade is it?",
+        "/no_think以下文本是体育/财经？",
+        "/label:{text}/n",
+        "/classify sport/trade",
+        "read /data/of-somebody/x.jsonl",
+        "~5 items/hour",
+        "/" + "long/" * 2000 + " x",
+    ],
+)
 def test_a_text_that_starts_like_a_path_is_kept(text: str) -> None:
     assert Cleaner({}).value(text) == text
 

@@ -17,7 +17,8 @@ from qwen_task_heads.training.classifier_arguments import parse_classifier_argum
 from qwen_task_heads.training.grpo_arguments import parse_title_generator_arguments
 from qwen_task_heads.training.head_sweep import Combination
 from qwen_task_heads.training.sft_arguments import parse_sft_arguments
-from qwen_task_heads.training.sweep_arguments import parse_sweep_arguments, warm_start_command
+from qwen_task_heads.training.sweep_arguments import parse_sweep_arguments
+from qwen_task_heads.training.sweep_commands import warm_start_command
 from qwen_task_heads.training.title_arguments import TitleArguments, TitleConfig, parse_title_arguments
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
@@ -77,13 +78,25 @@ def test_a_template_consists_of_the_given_texts(given, template):
 def test_options_of_loss_and_adapter_reach_their_calls():
     assert TitleArguments(loss_margin=0.0, loss_nu=0.3).loss_options() == {"margin": 0.0, "nu": 0.3}
     options = HeadModelConfig(
-        use_peft=True, lora_r=4, lora_alpha=9, lora_dropout=0.2, use_dora=True, use_rslora=True,
+        use_peft=True,
+        lora_r=4,
+        lora_alpha=9,
+        lora_dropout=0.2,
+        use_dora=True,
+        use_rslora=True,
         lora_target_modules=["q_proj", "v_proj"],
-    ).adapter_options()  # fmt: skip
+    ).adapter_options()
     assert options == {
-        "r": 4, "alpha": 9, "dropout": 0.2, "dora": True, "rslora": True, "targets": ["q_proj", "v_proj"],
-        "modules_to_save": None, "task_type": "SEQ_CLS", "embeddings": False,
-    }  # fmt: skip
+        "r": 4,
+        "alpha": 9,
+        "dropout": 0.2,
+        "dora": True,
+        "rslora": True,
+        "targets": ["q_proj", "v_proj"],
+        "modules_to_save": None,
+        "task_type": "SEQ_CLS",
+        "embeddings": False,
+    }
     assert HeadModelConfig(model_revision="main").load_options()["revision"] is None
     assert HeadModelConfig(model_revision="abc").load_options()["revision"] == "abc"
     assert HeadModelConfig(dtype=None).load_options()["dtype"] == "float32"
@@ -150,15 +163,22 @@ def test_the_identity_of_a_run_covers_all_options_that_change_its_weights(tmp_pa
 @pytest.mark.parametrize(
     "change",
     [
-        {"output_dir": "b"}, {"logging_steps": 3}, {"test_dataset": "x"}, {"save_total_limit": 7},
+        {"output_dir": "b"},
+        {"logging_steps": 3},
+        {"test_dataset": "x"},
+        {"save_total_limit": 7},
         {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 5, "save_steps": 5},
-        {"resume_from_checkpoint": "true"}, {"dataloader_num_workers": 1}, {"num_processes": 1},
-        {"push_to_hub": "true", "hub_model_id": "me/x"}, {"license": "mit"}, {"run_name": "x"},
+        {"resume_from_checkpoint": "true"},
+        {"dataloader_num_workers": 1},
+        {"num_processes": 1},
+        {"push_to_hub": "true", "hub_model_id": "me/x"},
+        {"license": "mit"},
+        {"run_name": "x"},
         {"disable_tqdm": "true"},
         {"per_device_eval_batch_size": 3},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_options_that_change_no_weight_do_not_prevent_a_resume(tmp_path, change):
     assert identity(tmp_path, **change) == identity(tmp_path)
 

@@ -1,4 +1,4 @@
-"""Check 15 (NaN stops at its step, row named), the swapped file of check 4, and lost processes.
+"""A NaN stops a run at its step and names the row; swapped files; lost processes.
 
 All on the real `RewardTrainer`: what counts is that the weights of the step before are still there.
 """
@@ -67,9 +67,16 @@ def build(folder, rows, *, dev=None, callbacks=(), **changes) -> GuardedTrainer:
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")), pad_token="w0", eos_token="w1"
     )
     config = Qwen2Config(
-        vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64, num_labels=1, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=60,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        num_labels=1,
+        pad_token_id=0,
+    )
     settings = {
         "per_device_train_batch_size": 2, "max_steps": 24, "learning_rate": 1e-3, "max_length": None,
         "use_cpu": True, "bf16": False, "activation_checkpointing": False, "report_to": "none",
@@ -161,16 +168,20 @@ def test_only_rows_that_are_not_finite_are_named():
     guard.check_finite(torch.tensor(0.5), scores=torch.zeros(8, 1), sources=sources, step=1)
 
 
-def swapped_run(folder, *, swapped: bool, stop: bool = False):
-    callback = SwappedLabelsCallback(pairs=100, stop=stop)
+def swapped_run(folder, *, swapped: bool):
+    callback = SwappedLabelsCallback(pairs=100)
     trainer = build(
         folder,
         [pair(index, swapped=swapped) for index in range(400)],
         dev=[{**pair(400 + index), "source": f"dev.jsonl:{index + 1}"} for index in range(100)],
         callbacks=[callback],
-        per_device_train_batch_size=8, per_device_eval_batch_size=50, max_steps=50, learning_rate=3e-3,
-        eval_strategy="steps", eval_steps=10,
-    )  # fmt: skip
+        per_device_train_batch_size=8,
+        per_device_eval_batch_size=50,
+        max_steps=50,
+        learning_rate=3e-3,
+        eval_strategy="steps",
+        eval_steps=10,
+    )
     return trainer, callback
 
 
@@ -191,16 +202,6 @@ def test_correct_training_file_is_not_reported(tmp_path, caplog):
     assert trainer.evaluate()["eval_accuracy"] > 0.9  # the model has learned
     assert callback.finding is None
     assert "swapped" not in caplog.text
-
-
-def test_swapped_training_file_stops_the_run_on_request(tmp_path):
-    trainer, _ = swapped_run(tmp_path, swapped=True, stop=True)
-    with pytest.raises(TaskHeadsError) as caught:
-        trainer.train()
-    [problem] = caught.value.problems
-    assert problem.where.startswith("eval_accuracy at step")
-    assert problem.code == "pairs-swapped"
-    assert trainer.state.global_step <= 50
 
 
 def test_the_warning_counts_groups_and_can_be_withdrawn(caplog):

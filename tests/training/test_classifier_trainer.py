@@ -39,8 +39,8 @@ from qwen_task_heads.training.checkpoints import (
 )
 from qwen_task_heads.training.checkpoints import train as train_or_resume
 from qwen_task_heads.training.classifier_trainer import ClassifierTrainer
+from qwen_task_heads.training.losses import TEXT_LOSSES
 from qwen_task_heads.training.run_checks import resume_hazards
-from qwen_task_heads.training.text_losses import TEXT_LOSSES
 
 SINGLE, MULTI, SCORE, ORDER = TEXT_LOSSES
 NOUNS = ("rest", "work", "bread", "music", "rain", "trains", "dogs", "money", "sleep", "books", "tea", "maps")
@@ -304,7 +304,7 @@ def test_soft_labels_that_the_loss_does_not_use_raise_an_error(fresh, words, tmp
 def test_labels_that_torch_would_ignore_raise_an_error_with_their_rows(fresh, words, tmp_path):
     trainer = trainer_for(fresh(), tmp_path, words=words, train=texts(4))
     table = trainer.train_dataset.remove_columns("labels").add_column("labels", [0, -100, 3, 1])
-    with raises_problem("label-unknown", match="-100") as caught:
+    with raises_problem("label-unknown", match="-100") as problems:
         ClassifierTrainer(
             fresh(),
             args=settings(tmp_path),
@@ -312,7 +312,7 @@ def test_labels_that_torch_would_ignore_raise_an_error_with_their_rows(fresh, wo
             processing_class=words,
             train_sources=["a.csv:1", "a.csv:2", "a.csv:3", "a.csv:4"],
         )
-    assert [problem.where for problem in caught.value.problems] == ["a.csv:2", "a.csv:3"]
+    assert [problem.where for problem in problems] == ["a.csv:2", "a.csv:3"]
 
 
 def test_another_problem_type_than_that_of_the_model_raises_an_error(fresh, words, tmp_path):

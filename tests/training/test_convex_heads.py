@@ -18,9 +18,7 @@ from qwen_task_heads import build
 from qwen_task_heads.training.convex_heads import PATIENCE, PENALTIES, fit_path
 from qwen_task_heads.training.feature_rows import FeatureRows, GroupRows, PairRows, TextRows, logits_of
 from qwen_task_heads.training.frozen_heads import FittedHead, HeadTraining, fit_head, fresh_head
-from qwen_task_heads.training.group_losses import GROUP_LOSSES
-from qwen_task_heads.training.pair_losses import PAIR_LOSSES
-from qwen_task_heads.training.text_losses import TEXT_LOSSES, resolve_text_loss
+from qwen_task_heads.training.losses import GROUP_LOSSES, PAIR_LOSSES, TEXT_LOSSES, resolve_text_loss
 
 SINGLE, MULTI, SCORE, ORDER = TEXT_LOSSES
 ROWS, WIDTH = 240, 24
@@ -383,9 +381,9 @@ def test_the_solver_converges_before_its_limit(noisy) -> None:
 
 @pytest.mark.parametrize("penalties", [[], [-0.1], [math.nan], [0.1, math.inf]])
 def test_penalties_out_of_range_raise_an_error(noisy, penalties) -> None:
-    with raises_problem("option-range", "--penalties") as caught:
+    with raises_problem("option-range", "--penalties") as problems:
         path(noisy, penalties=penalties)
-    assert len(caught.value.problems) == 1
+    assert len(problems) == 1
 
 
 def test_no_rows_raise_an_error(noisy) -> None:

@@ -43,9 +43,13 @@ def text_trainer(base: str, folder: Path, *, method: str = "full", **options: An
     adapter = None if method == "full" else adapter_config(model, head_only=method == "head")
     args = ClassifierConfig(str(folder), **CPU, save_strategy="no", load_best_model_at_end=False, **options)
     return ClassifierTrainer(
-        model, args=args, train_dataset=TEXTS, eval_dataset=TEXTS[:6], processing_class=tokenizer,
+        model,
+        args=args,
+        train_dataset=TEXTS,
+        eval_dataset=TEXTS[:6],
+        processing_class=tokenizer,
         peft_config=adapter,
-    )  # fmt: skip
+    )
 
 
 def title_trainer(base: str, folder: Path, *, grouped: bool, **options: Any) -> TitleTrainer:
@@ -56,13 +60,22 @@ def title_trainer(base: str, folder: Path, *, grouped: bool, **options: Any) -> 
         for n in range(8)
     ]
     args = TitleConfig(
-        str(folder), **CPU, save_strategy="no", load_best_model_at_end=False, max_length=24,
-        per_device_train_batch_size=2, **options,
-    )  # fmt: skip
+        str(folder),
+        **CPU,
+        save_strategy="no",
+        load_best_model_at_end=False,
+        max_length=24,
+        per_device_train_batch_size=2,
+        **options,
+    )
     return TitleTrainer(
-        build(base), args=args, processing_class=load_tokenizer(base), eval_dataset=pairs,
-        train_dataset=groups if grouped else pairs, loss="plackett_luce" if grouped else "bradley_terry",
-    )  # fmt: skip
+        build(base),
+        args=args,
+        processing_class=load_tokenizer(base),
+        eval_dataset=pairs,
+        train_dataset=groups if grouped else pairs,
+        loss="plackett_luce" if grouped else "bradley_terry",
+    )
 
 
 def ran(trainer: Any) -> tuple[Estimate, Throughput]:
@@ -88,11 +101,14 @@ def test_operations_are_those_of_the_run(
 @pytest.mark.parametrize(
     "options",
     [
-        {"max_steps": 5}, {"gradient_accumulation_steps": 3}, {"freeze_embeddings": True},
-        {"max_seq_length": 30, "truncation": "windows"}, {"train_sampling_strategy": "sequential"},
+        {"max_steps": 5},
+        {"gradient_accumulation_steps": 3},
+        {"freeze_embeddings": True},
+        {"max_seq_length": 30, "truncation": "windows"},
+        {"train_sampling_strategy": "sequential"},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_operations_follow_the_options(
     bases: dict[str, str], tmp_path: Path, options: dict[str, Any]
 ) -> None:
@@ -200,8 +216,10 @@ def test_a_run_that_does_not_fit_names_options(
     warning = capsys.readouterr().out.split("warning: ")[1].splitlines()[0]
     typed = [part.split() for part in warning.split(": give ")[1].split(", or ")]
     assert [words[0] for words in typed] == [
-        "--per_device_train_batch_size", "--activation_checkpointing", "--use_peft",
-    ]  # fmt: skip
+        "--per_device_train_batch_size",
+        "--activation_checkpointing",
+        "--use_peft",
+    ]
     for words in typed:
         _, args, model_args = parse_classifier_arguments(["--use_cpu", "true", *words])
         assert args.gradient_checkpointing == (words[0] == "--activation_checkpointing")
@@ -225,9 +243,17 @@ def test_features_that_do_not_fit_name_options(
 
 def test_other_processes_share_the_memory_of_a_cpu() -> None:
     one = Estimate(
-        seconds=1, memory=10, weights=1, needed=6, free=10, tokens=1, linear=1, operations=1, peak=1,
+        seconds=1,
+        memory=10,
+        weights=1,
+        needed=6,
+        free=10,
+        tokens=1,
+        linear=1,
+        operations=1,
+        peak=1,
         device="cpu",
-    )  # fmt: skip
+    )
     assert len(one.messages()) == 1
     assert len(replace(one, processes=2).messages()) == 2
     assert len(replace(one, processes=2, device="cuda").messages()) == 1

@@ -15,9 +15,7 @@ from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
 from qwen_task_heads.tokenization.collators import group_dataset, pair_dataset, text_dataset
 from qwen_task_heads.training.feature_rows import FeatureRows, GroupRows, PairRows, TextRows, logits_of
-from qwen_task_heads.training.group_losses import GROUP_LOSSES
-from qwen_task_heads.training.pair_losses import PAIR_LOSSES
-from qwen_task_heads.training.text_losses import TEXT_LOSSES, resolve_text_loss
+from qwen_task_heads.training.losses import GROUP_LOSSES, PAIR_LOSSES, TEXT_LOSSES, resolve_text_loss
 
 SINGLE, MULTI, SCORE, ORDER = TEXT_LOSSES
 WIDTH = 6

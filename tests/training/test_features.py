@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from qwen_task_heads import build
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubcode.encoding_task_heads import pad_rows
+from qwen_task_heads.training import feature_cache
 from qwen_task_heads.training import features as module
 from qwen_task_heads.training.features import PASS, PASS_ON_CPU, extract_features, pass_tokens
 
@@ -200,7 +201,7 @@ def test_a_failed_write_leaves_no_file(bases, rows, tmp_path, monkeypatch) -> No
     def fail(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "replace", fail)
+    monkeypatch.setattr(feature_cache.os, "replace", fail)
     with raises_problem("path-access", match="No space left"):
         extract_features(classifier(bases["qwen2"]), rows, cache_dir=tmp_path / "new")
     assert list(Path(tmp_path / "new").iterdir()) == []

@@ -19,8 +19,7 @@ from qwen_task_heads.training.classifier_trainer import ClassifierTrainer
 from qwen_task_heads.training.feature_rows import PairRows, TextRows, logits_of
 from qwen_task_heads.training.features import extract_features
 from qwen_task_heads.training.frozen_heads import HeadTraining, fit_head, fresh_head, head_config
-from qwen_task_heads.training.pair_losses import PAIR_LOSSES
-from qwen_task_heads.training.text_losses import TEXT_LOSSES, resolve_text_loss
+from qwen_task_heads.training.losses import PAIR_LOSSES, TEXT_LOSSES, resolve_text_loss
 
 SINGLE, MULTI, SCORE, ORDER = TEXT_LOSSES
 LABELS = {SINGLE: 3, MULTI: 3, SCORE: 1, ORDER: 3}
@@ -106,7 +105,7 @@ def test_every_pair_loss_learns_titles(bases, tokenizer, loss) -> None:
             table = table.add_column(name, [value] * len(table))
     ids = [*table["chosen_ids"], *table["rejected_ids"]]
     [features] = extract_features(model, ids, poolings=["mean"]).values()
-    options = {"nu": 0.3} if "nu" in PAIR_LOSSES[loss].options else {}
+    options = {"nu": 0.3} if PAIR_LOSSES[loss].takes("nu") else {}
     rows = PairRows.of_table(features, table, loss=PAIR_LOSSES[loss], options=options)
     head = fresh_head(model, model.config)
     before = rows.metrics(head)["eval_loss"]

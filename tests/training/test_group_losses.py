@@ -8,15 +8,10 @@ import pytest
 import torch
 from problem_assertions import raises_problem
 
-from qwen_task_heads.training.group_losses import (
-    GROUP_LOSSES,
-    all_pairs,
-    pair_indices,
-    plackett_luce,
-    resolve_group_loss,
-    unused_signals,
-)
-from qwen_task_heads.training.pair_losses import bradley_terry, reduce
+from qwen_task_heads.training.group_losses import all_pairs, pair_indices, plackett_luce
+from qwen_task_heads.training.loss_rows import reduce
+from qwen_task_heads.training.losses import GROUP_LOSSES, resolve_loss, unused_signals
+from qwen_task_heads.training.pair_losses import bradley_terry
 
 SIZES = [2, 5, 3, 4]
 
@@ -59,7 +54,7 @@ def test_all_pairs_equals_the_mean_of_bradley_terry():
 @pytest.mark.parametrize("name", GROUP_LOSSES)
 def test_two_titles_give_bradley_terry(name):
     scores = torch.tensor([0.2, 1.5, 3.0, -1.0])
-    found = GROUP_LOSSES[name].function(scores, sizes=[2, 2], gains=torch.tensor([0.1, 0.3, 9.0, 2.0]))
+    found = GROUP_LOSSES[name](scores, sizes=[2, 2], gains=torch.tensor([0.1, 0.3, 9.0, 2.0]))
     torch.testing.assert_close(found, bradley_terry(scores[[1, 2]], scores[[0, 3]]))
 
 
@@ -67,7 +62,7 @@ def test_two_titles_give_bradley_terry(name):
 def test_the_loss_does_not_depend_on_the_order_of_titles_or_a_shift_of_a_group(name):
     scores, gains = batch(2)
     gains[2:4] = 1.0  # a tie inside the second group
-    function = GROUP_LOSSES[name].function
+    function = GROUP_LOSSES[name]
     before = function(scores, sizes=SIZES, gains=gains)
     order = torch.cat([p.flip(0) for p in torch.arange(sum(SIZES)).split(SIZES)])
     torch.testing.assert_close(function(scores[order], sizes=SIZES, gains=gains[order]), before)
@@ -82,16 +77,14 @@ def test_group_gradient_matches_finite_differences(name):
     scores, gains = batch(3)
     gains[2:4] = 1.0
     scores.requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda s: GROUP_LOSSES[name].function(s, sizes=SIZES, gains=gains), (scores,)
-    )
+    assert torch.autograd.gradcheck(lambda s: GROUP_LOSSES[name](s, sizes=SIZES, gains=gains), (scores,))
 
 
 @pytest.mark.parametrize("name", GROUP_LOSSES)
 def test_group_loss_is_finite_for_gaps_of_ten_thousand(name):
     scores = torch.tensor([1e4, -1e4, 0.0, 8.0, 8.04, -1e4, 1e4], requires_grad=True)
     gains = torch.tensor([0.0, 1.0, 2.0, 3.0, 3.0, 5.0, 1.0])
-    out = GROUP_LOSSES[name].function(scores, sizes=[4, 3], gains=gains)
+    out = GROUP_LOSSES[name](scores, sizes=[4, 3], gains=gains)
     reduce(out).backward()
     assert out.isfinite().all()
     assert scores.grad.isfinite().all()
@@ -102,13 +95,13 @@ def test_group_loss_is_finite_for_gaps_of_ten_thousand(name):
 def test_a_nan_gives_a_nan_group_loss(name, where):
     scores, gains = batch(4)
     (scores if where == "scores" else gains)[3] = math.nan
-    assert reduce(GROUP_LOSSES[name].function(scores, sizes=SIZES, gains=gains)).isnan()
+    assert reduce(GROUP_LOSSES[name](scores, sizes=SIZES, gains=gains)).isnan()
 
 
 @pytest.mark.parametrize("name", GROUP_LOSSES)
 def test_groups_of_equal_gains_have_their_minimum_at_equal_scores(name):
     scores = torch.tensor([1.0, 0.0, -1.0], requires_grad=True)
-    GROUP_LOSSES[name].function(scores, sizes=[3], gains=torch.zeros(3)).sum().backward()
+    GROUP_LOSSES[name](scores, sizes=[3], gains=torch.zeros(3)).sum().backward()
     assert scores.grad[0] > 0 > scores.grad[2]
     assert scores.grad.sum().abs() < 1e-6
 
@@ -134,7 +127,7 @@ def test_pair_indices_follow_combinations():
 def test_bf16_scores_give_fp32_losses():
     scores, gains = batch(6)
     for loss in GROUP_LOSSES.values():
-        assert loss.function(scores.bfloat16(), sizes=SIZES, gains=gains).dtype == torch.float32
+        assert loss(scores.bfloat16(), sizes=SIZES, gains=gains).dtype == torch.float32
 
 
 def test_invalid_groups_raise_errors():
@@ -150,7 +143,7 @@ def test_invalid_groups_raise_errors():
     with raises_problem("argument-type", "loss input 'preference'"):
         all_pairs(scores, sizes=SIZES, preference=torch.ones(3))
     with raises_problem("option-value", "--loss", match="plackett_luce, all_pairs"):
-        resolve_group_loss("listnet")
+        resolve_loss("listnet", "groups")
 
 
 @pytest.mark.parametrize(
@@ -174,11 +167,3 @@ def test_invalid_groups_raise_errors():
 def test_the_message_names_signals_that_a_loss_does_not_use(loss, columns, message):
     sentence = unused_signals(loss, columns)
     assert sentence is None if message is None else re.search(message, sentence)
-
-
-def test_every_group_loss_is_documented():
-    for name, loss in GROUP_LOSSES.items():
-        assert resolve_group_loss(name) is loss
-        assert loss.name == name == loss.function.__name__
-        assert "| input | shape |" in loss.function.__doc__
-        assert "Source:" in loss.function.__doc__

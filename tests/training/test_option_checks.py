@@ -26,7 +26,6 @@ from qwen_task_heads.training.option_checks import (
     prefers_less,
     saving_problems,
     scheduler_problems,
-    tracker_problems,
 )
 from qwen_task_heads.training.sft_arguments import SftClassifyConfig, parse_sft_arguments
 from qwen_task_heads.training.title_arguments import TitleConfig, parse_title_arguments
@@ -91,8 +90,9 @@ def test_a_given_problem_type_determines_the_metrics_before_the_data() -> None:
     with pytest.raises(TaskHeadsError) as refused:
         parse_classifier_arguments([*words, "accuracy"])
     assert {problem.where for problem in refused.value.problems} == {
-        "--metric_for_best_model", "--token_dropout",
-    }  # fmt: skip
+        "--metric_for_best_model",
+        "--token_dropout",
+    }
     [problem] = [one for one in refused.value.problems if "metric" in one.where]
     assert "spearman" in problem.expected
 
@@ -227,13 +227,15 @@ def test_schedules_run_or_name_the_arguments_that_they_need(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "given"),
     [
-        ("cosine", {"num_cycles": "x"}), ("cosine_with_min_lr", {"min_lr": 1e-6, "min_lr_rate": 0.1}),
-        ("inverse_sqrt", {"timescale": 0}), ("polynomial", {"lr_end": 3.0}),
+        ("cosine", {"num_cycles": "x"}),
+        ("cosine_with_min_lr", {"min_lr": 1e-6, "min_lr_rate": 0.1}),
+        ("inverse_sqrt", {"timescale": 0}),
+        ("polynomial", {"lr_end": 3.0}),
         ("warmup_stable_decay", {"num_decay_steps": 3, "decay_type": "steep"}),
         ("reduce_lr_on_plateau", {"factor": 3}),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_values_that_a_schedule_cannot_follow_are_refused(name: str, given: dict[str, Any]) -> None:
     options = {"lr_scheduler_type": name, "eval_strategy": "epoch"}
     [problem] = scheduler_problems(arguments(**options, lr_scheduler_kwargs=given))
@@ -244,12 +246,14 @@ def test_values_that_a_schedule_cannot_follow_are_refused(name: str, given: dict
 @pytest.mark.parametrize(
     ("name", "given"),
     [
-        ("cosine", {"num_cycles": 2}), ("polynomial", {"power": 2, "lr_end": 0}),
-        ("cosine_with_min_lr", {"min_lr": 1e-6}), ("reduce_lr_on_plateau", {"patience": 2}),
+        ("cosine", {"num_cycles": 2}),
+        ("polynomial", {"power": 2, "lr_end": 0}),
+        ("cosine_with_min_lr", {"min_lr": 1e-6}),
+        ("reduce_lr_on_plateau", {"patience": 2}),
         ("warmup_stable_decay", {"num_decay_steps": 3, "decay_type": "linear"}),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_arguments_of_schedules_are_accepted(name: str, given: dict[str, Any]) -> None:
     options = {"lr_scheduler_type": name, "eval_strategy": "epoch"}
     assert scheduler_problems(arguments(**options, lr_scheduler_kwargs=given)) == []
@@ -288,13 +292,6 @@ def test_options_that_save_nothing_are_refused(options: dict[str, Any]) -> None:
     assert saving_problems(arguments(**again, **limit)) == []
 
 
-@pytest.mark.parametrize("name", ["a_tracker", "mlflow"])
-def test_missing_trackers_are_refused(name: str) -> None:
-    [problem] = tracker_problems(arguments(report_to=name))
-    assert name in problem.problem
-    assert tracker_problems(arguments(**fixed(problem))) == []
-
-
 def test_a_title_generator_has_no_dev_set() -> None:
     words = [
         "--reward_model",
@@ -314,5 +311,8 @@ def test_a_title_generator_has_no_dev_set() -> None:
             "--save_total_limit", "0", "--length_penalty", "2",
         ])  # fmt: skip
     assert [problem.where for problem in refused.value.problems] == [
-        "--eval_strategy", "--metric_for_best_model", "--save_total_limit", "--length_penalty",
-    ]  # fmt: skip
+        "--eval_strategy",
+        "--metric_for_best_model",
+        "--save_total_limit",
+        "--length_penalty",
+    ]

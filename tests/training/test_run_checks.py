@@ -32,10 +32,14 @@ def trainer_of(base: str, folder: Path, *, lora: bool = False, **options: Any) -
     options = {"max_length": 16, "per_device_train_batch_size": 2, "num_train_epochs": 2, **options}
     model, limit = build(base), options.pop("save_total_limit", None)
     trainer = TitleTrainer(
-        model, args=TitleConfig(str(folder), **CPU, **options), processing_class=load_tokenizer(base),
-        train_dataset=ROWS, eval_dataset=ROWS, peft_config=adapter_config(model, r=4) if lora else None,
+        model,
+        args=TitleConfig(str(folder), **CPU, **options),
+        processing_class=load_tokenizer(base),
+        train_dataset=ROWS,
+        eval_dataset=ROWS,
+        peft_config=adapter_config(model, r=4) if lora else None,
         callbacks=[VerifiedCheckpointCallback(limit)],
-    )  # fmt: skip
+    )
     trainer.args.save_total_limit = None
     return trainer
 
@@ -43,14 +47,17 @@ def trainer_of(base: str, folder: Path, *, lora: bool = False, **options: Any) -
 @pytest.mark.parametrize(
     "options",
     [
-        {}, {**STEPS, "eval_steps": 3, "save_steps": 3},
+        {},
+        {**STEPS, "eval_steps": 3, "save_steps": 3},
         {**STEPS, "eval_steps": 3, "save_strategy": "best"},
         {**STEPS, "eval_steps": 0.25, "save_steps": 0.5},
         {**STEPS, "eval_steps": 2, "save_steps": 4, "max_steps": 7},
-        {"eval_delay": 1.5}, {"num_train_epochs": 1.5}, {"gradient_accumulation_steps": 3},
+        {"eval_delay": 1.5},
+        {"num_train_epochs": 1.5},
+        {"gradient_accumulation_steps": 3},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_the_flow_is_that_of_a_real_run(options: dict[str, Any], bases: Any, tmp_path: Path) -> None:
     trainer = trainer_of(bases["qwen2"], tmp_path / "run", **options)
     loader = trainer.get_train_dataloader()
@@ -82,13 +89,19 @@ def applied(options: dict[str, Any], remedy: str) -> dict[str, Any]:
         ({**STEPS, "eval_steps": 2, "save_steps": 500}, "--save_steps"),
         ({**STEPS, "eval_steps": 500, "save_strategy": "best", **ALONE}, "--eval_steps"),
         (
-            {**STEPS, "eval_steps": 500, "load_best_model_at_end": False, "metric_for_best_model": "loss",
-             "lr_scheduler_type": "reduce_lr_on_plateau"}, "--eval_steps",
+            {
+                **STEPS,
+                "eval_steps": 500,
+                "load_best_model_at_end": False,
+                "metric_for_best_model": "loss",
+                "lr_scheduler_type": "reduce_lr_on_plateau",
+            },
+            "--eval_steps",
         ),
         ({**STEPS, "eval_steps": 500, "save_steps": 500, "max_steps": 1}, "--eval_steps"),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_missing_evaluations_are_refused(
     options: dict[str, Any], named: str, bases: Any, tmp_path: Path
 ) -> None:
@@ -195,7 +208,7 @@ Usage = namedtuple("Usage", "total used free")
         (2.5, 2, r"give --save_strategy no --load_best_model_at_end false, or name an --output_dir"),
         (-1, 1, r"name an --output_dir on a disk with [\d,]+ bytes free"),
     ],
-)  # fmt: skip
+)
 def test_a_disk_that_is_too_small_names_options_that_fit(
     fits: float, limit: int | None, remedy: str, bases: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,9 +85,15 @@ def work_on_answers(folder: str) -> None:
     model = make()
     rows, scorer = answer_dataset(dev, prompts=prompts)[0], LabelScorer(model, prompts=prompts)
     trainer = AnswerTrainer(
-        model, args=SFTConfig(folder, use_cpu=True, bf16=False, report_to="none"), train_dataset=rows,
-        eval_dataset=rows, processing_class=tokenizer, peft_config=adapter, scorer=scorer, dev=dev,
-    )  # fmt: skip
+        model,
+        args=SFTConfig(folder, use_cpu=True, bf16=False, report_to="none"),
+        train_dataset=rows,
+        eval_dataset=rows,
+        processing_class=tokenizer,
+        peft_config=adapter,
+        scorer=scorer,
+        dev=dev,
+    )
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in trainer.model.named_parameters():

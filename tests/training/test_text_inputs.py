@@ -82,13 +82,15 @@ def test_all_defective_rows_are_in_one_error(scorer, classifier):
     with pytest.raises(TaskHeadsError) as refused:
         titles([*PAIRS, {"chosen": "A", "rejected": "A"}, {"chosen": "", "rejected": "B"}], scorer)
     assert [problem.where for problem in refused.value.problems] == [
-        "train_dataset:row 7", "train_dataset:row 8",
-    ]  # fmt: skip
+        "train_dataset:row 7",
+        "train_dataset:row 8",
+    ]
     with pytest.raises(TaskHeadsError) as refused:
         texts([*TEXTS, {"text": "x", "label": "maybe"}, {"text": "", "label": "no"}], classifier)
     assert {problem.where for problem in refused.value.problems} == {
-        "train_dataset:row 9", "train_dataset:row 10",
-    }  # fmt: skip
+        "train_dataset:row 9",
+        "train_dataset:row 10",
+    }
 
 
 @pytest.mark.parametrize("rows", [[], [{"title": "A"}], [{"text": "A", "labl": "no"}]], ids=str)
@@ -138,22 +140,42 @@ def test_several_dev_sets_keep_their_names(classifier):
 
 
 def test_both_trainers_accept_texts_and_name_rows(scorer, classifier, tmp_path):
-    args = TitleConfig(str(tmp_path / "titles"), max_steps=1, max_length=32, eval_strategy="no",
-                       load_best_model_at_end=False, save_strategy="no", **CPU)  # fmt: skip
+    args = TitleConfig(
+        str(tmp_path / "titles"),
+        max_steps=1,
+        max_length=32,
+        eval_strategy="no",
+        load_best_model_at_end=False,
+        save_strategy="no",
+        **CPU,
+    )
     trainer = TitleTrainer(
-        scorer, args=args, processing_class=load_tokenizer("embedded"), train_dataset=PAIRS,
+        scorer,
+        args=args,
+        processing_class=load_tokenizer("embedded"),
+        train_dataset=PAIRS,
         eval_dataset=PAIRS,
-    )  # fmt: skip
+    )
     assert trainer.sources["train"][0] == "train_dataset:row 1"
     metrics = trainer.evaluate()
     assert 0 <= metrics["eval_accuracy"] <= 1
     assert {f"eval_{name}" for name in TitleConfig.METRICS} <= metrics.keys()
-    args = ClassifierConfig(str(tmp_path / "texts"), max_steps=1, learning_rate=1e-3, eval_strategy="no",
-                            load_best_model_at_end=False, save_strategy="no", **CPU)  # fmt: skip
+    args = ClassifierConfig(
+        str(tmp_path / "texts"),
+        max_steps=1,
+        learning_rate=1e-3,
+        eval_strategy="no",
+        load_best_model_at_end=False,
+        save_strategy="no",
+        **CPU,
+    )
     trainer = ClassifierTrainer(
-        classifier, args=args, processing_class=load_tokenizer("embedded"), train_dataset=TEXTS,
+        classifier,
+        args=args,
+        processing_class=load_tokenizer("embedded"),
+        train_dataset=TEXTS,
         eval_dataset=TEXTS,
-    )  # fmt: skip
+    )
     assert trainer.sources["eval"][1] == "eval_dataset:row 2"
     assert {"eval_accuracy", "eval_macro_f1"} <= trainer.evaluate().keys()
 
@@ -165,8 +187,15 @@ BEGIN = "The council met again on Monday and spoke about the new bridge over the
 
 def title_trainer(model, folder, *, train, dev, **options):
     options = {"max_length": 16, **options, **CPU}
-    args = TitleConfig(str(folder), max_steps=2, eval_strategy="no", load_best_model_at_end=False,
-                       save_strategy="no", learning_rate=1e-3, **options)  # fmt: skip
+    args = TitleConfig(
+        str(folder),
+        max_steps=2,
+        eval_strategy="no",
+        load_best_model_at_end=False,
+        save_strategy="no",
+        learning_rate=1e-3,
+        **options,
+    )
     tokenizer = load_tokenizer("embedded")
     return TitleTrainer(model, args=args, processing_class=tokenizer, train_dataset=train, eval_dataset=dev)
 

@@ -14,10 +14,9 @@ from torch.nn import functional as F
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubcode.pooling_task_heads import CumulativeLink
 from qwen_task_heads.training.class_balance import balanced_class_weights, balanced_pos_weight, count_labels
-from qwen_task_heads.training.pair_losses import reduce
+from qwen_task_heads.training.loss_rows import reduce
+from qwen_task_heads.training.losses import OPTIONS, TEXT_LOSSES, resolve_text_loss
 from qwen_task_heads.training.text_losses import (
-    FLAGS,
-    TEXT_LOSSES,
     bce,
     cross_entropy,
     cumulative_link,
@@ -27,7 +26,6 @@ from qwen_task_heads.training.text_losses import (
     logit_adjusted,
     mae,
     mse,
-    resolve_text_loss,
 )
 
 SINGLE, MULTI, SCORE, ORDER = TEXT_LOSSES
@@ -172,7 +170,7 @@ def every_loss() -> list[Any]:
                 num_labels=4,
                 class_counts=COUNTS,
                 rows=100,
-                options={option: given[option] for option in form.options},
+                options={option.name: given[option.name] for option in form.options},
             ),
             id=f"{problem}-{name}",
         )
@@ -226,7 +224,7 @@ def test_shapes_that_would_broadcast_raise_errors(problem, loss):
     wrong = ids[:, None] if problem in (SINGLE, ORDER) else several[:, 0]
     with pytest.raises(TaskHeadsError, match="loss input 'labels': found logits"):
         loss(logits, wrong)
-    if "soft" in loss.form.uses:
+    if "soft" in loss.row.uses:
         with pytest.raises(TaskHeadsError, match="loss input 'soft': found logits"):
             loss(logits, ids, soft=torch.ones(16, 3))
 
@@ -296,9 +294,9 @@ def test_labels_are_counted_and_invalid_ids_raise_an_error():
     several = [[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]
     assert count_labels(several, problem_type=MULTI, num_labels=2) == [2, 1]
     assert count_labels([[0.5]], problem_type=SCORE, num_labels=1) == []
-    with raises_problem("label-unknown") as caught:
+    with raises_problem("label-unknown") as problems:
         count_labels([0, -100, 2], problem_type=ORDER, num_labels=2, sources=["a:1", "a:2"])
-    assert [problem.where for problem in caught.value.problems] == ["a:2", "row 2"]
+    assert [problem.where for problem in problems] == ["a:2", "row 2"]
 
 
 # --- errors ---
@@ -317,9 +315,9 @@ def test_a_loss_of_another_problem_type_raises_an_error(problem, name):
     if name in TEXT_LOSSES[problem]:
         assert resolve_text_loss(name, problem_type=problem, num_labels=4).name == name
         return
-    with raises_problem("option-value", "--loss", match=f"'{name}' for {problem}") as caught:
+    with raises_problem("option-value", "--loss", match=f"'{name}' for {problem}") as problems:
         resolve_text_loss(name, problem_type=problem, num_labels=4)
-    assert caught.value.problems[0].expected == ", ".join(TEXT_LOSSES[problem])
+    assert problems[0].expected == ", ".join(TEXT_LOSSES[problem])
 
 
 VALUES = {
@@ -335,13 +333,13 @@ VALUES = {
     ("problem", "name"), [(problem, name) for problem, forms in TEXT_LOSSES.items() for name in forms]
 )
 def test_options_that_a_loss_does_not_take_raise_one_error(problem, name):
-    taken = TEXT_LOSSES[problem][name].options
+    taken = [option.name for option in TEXT_LOSSES[problem][name].options]
     with pytest.raises(TaskHeadsError) as caught:
         resolve_text_loss(
             name, problem_type=problem, num_labels=4, options=VALUES, class_counts=COUNTS, rows=100
         )
     assert {problem.where for problem in caught.value.problems} == {
-        FLAGS[option] for option in VALUES if option not in taken
+        OPTIONS[option].flag for option in VALUES if option not in taken
     }
     assert {problem.code for problem in caught.value.problems} == {"option-conflict"}
     assert all(f"'{name}'" in problem.problem for problem in caught.value.problems)
@@ -372,7 +370,7 @@ def test_options_without_a_value_are_ignored():
 )
 def test_invalid_values_raise_errors(problem, name, options, code, value):
     [option] = options
-    with raises_problem(code, FLAGS[option], match=f"found {value}"):
+    with raises_problem(code, OPTIONS[option].flag, match=f"found {value}"):
         resolve_text_loss(
             name, problem_type=problem, num_labels=4, options=options, class_counts=COUNTS, rows=100
         )
@@ -395,17 +393,9 @@ def test_one_error_reports_all_problems():
     options = {"class_weights": [1.0, -2.0], "label_smoothing": 2.0, "focal_gamma": 1.0}
     with pytest.raises(TaskHeadsError) as caught:
         resolve_text_loss(None, problem_type=SINGLE, num_labels=3, options=options)
-    assert [problem.where for problem in caught.value.problems] == [
+    assert sorted(problem.where for problem in caught.value.problems) == [
         "--class_weights",
         "--class_weights",
-        "--label_smoothing_factor",
         "--focal_gamma",
+        "--label_smoothing_factor",
     ]
-
-
-def test_every_loss_names_its_formula_and_source():
-    for forms in TEXT_LOSSES.values():
-        for name, form in forms.items():
-            assert form.formula, name
-            assert form.source, name
-            assert set(form.options) <= set(FLAGS)

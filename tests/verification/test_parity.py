@@ -30,8 +30,8 @@ from qwen_task_heads import (
     save,
 )
 from qwen_task_heads.tokenization.templates import Template, bind_template, compile_template
-from qwen_task_heads.verification import fingerprint
-from qwen_task_heads.verification.artifacts import in_subprocess
+from qwen_task_heads.verification import artifacts, fingerprint
+from qwen_task_heads.verification.artifacts import PROGRAM, in_subprocess
 from qwen_task_heads.verification.differences import largest
 from qwen_task_heads.verification.parity import HALF, OTHER_DEVICE, Parity, verify_artifact
 from qwen_task_heads.verification.reference import (
@@ -43,7 +43,6 @@ from qwen_task_heads.verification.reference import (
 
 LABELS = ["politics", "sport", "体育"]
 HELD = ["word " * count + "end" for count in range(1, 30)] + ["今天天气不错，适合出门"]
-CODE = Path(fingerprint.__file__).read_text(encoding="utf-8")
 KINDS = ("adapter", "full", "merged", "stock")
 
 
@@ -519,7 +518,7 @@ def test_a_quantized_base_has_a_wider_bound_and_its_adapter_the_same(
 
 def test_a_failure_of_the_process_is_reported_with_its_last_line(prepared: Any) -> None:
     folder, reference = prepared["full"]
-    trace = "Traceback:\n  File 'fingerprint.py'\nMemoryError: none left\n"
+    trace = "Traceback:\n  File 'clean_process.py'\nMemoryError: none left\n"
     with pytest.raises(TaskHeadsError, match="MemoryError: none left") as caught:
         verify_artifact(folder, reference=reference, kind="full", repo_id="me/it", run=lambda job: trace)
     assert codes(caught) == {("verification-failed", str(folder))}
@@ -577,12 +576,16 @@ def main() -> None:"""
 
 
 def _small(open_with: CleanProcess, folder: Path, *, fails: str) -> Callable[[Path], str]:
-    """Run `fingerprint.py` as on a machine whose GPU is too small for the model, with further failures."""
-    code = CODE.replace("def main() -> None:", FULL.format(fails=fails))
+    """Run `clean_process.py` as on a machine whose GPU is too small for the model, with further failures."""
+    shutil.copy(fingerprint.__file__, folder)
+    code = PROGRAM.read_text(encoding="utf-8").replace("def main() -> None:", FULL.format(fails=fails))
     code = code.replace('model.to(job["device"])', '_move(model, job["device"], job["wide"])')
+    program = folder / "small.py"
+    program.write_text(code, encoding="utf-8")
 
     def run(job: Path) -> str:
-        open_with.run(code, job, folder=folder)
+        by_path = f"import runpy; runpy.run_path({str(program)!r}, run_name='__main__')"
+        open_with.run(by_path, job, folder=folder)
         return ""
 
     return run
@@ -622,12 +625,12 @@ def test_a_process_killed_by_the_system_is_tried_again_with_less_memory(
     prepared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The system kills a process without memory, whose last line on stderr is an unrelated warning."""
-    program = tmp_path / "fingerprint.py"
+    program = tmp_path / "program.py"
     program.write_text(
         "import json, os, sys; job = json.load(open(sys.argv[1])); print('a warning', file=sys.stderr)\n"
         "open('tried', 'a').write(str(job['wide'])); os.kill(os.getpid(), 9)"
     )
-    monkeypatch.setattr(fingerprint, "__file__", str(program))
+    monkeypatch.setattr(artifacts, "PROGRAM", program)
     job = tmp_path / "job.json"
     job.write_text('{"wide": true}')
     assert in_subprocess(job) == "ended by signal 9: most likely out of memory"

@@ -11,20 +11,21 @@ from typing import Any
 import pytest
 import torch
 from equality import assert_same_logits, assert_same_model, assert_same_weights
+from gguf_files import write_gguf
 from loopback import no_waiting
 from modelscope_server import Hub, serve
 from peft import LoraConfig, get_peft_model
-from refusals import raises_problem
+from problem_assertions import raises_problem
 from transformers import AutoModelForSequenceClassification
 
 from qwen_task_heads import LabelMap, LabelScorer, adapter_config, build, load, load_tokenizer, merge, save
-from qwen_task_heads.data.sources import _modelscope_folder
+from qwen_task_heads.data.sources import _fetched_folder
 from qwen_task_heads.data.text_readers import read_inputs
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.export.stock import export_stock
 from qwen_task_heads.generators import base_of, load_generator
 from qwen_task_heads.hubcode.saving_task_heads import SEE_CONFIG
-from qwen_task_heads.modelscope import fetch_modelscope
+from qwen_task_heads.hubs import resolve
 from qwen_task_heads.tokenization.label_prompts import AnswerPrompts
 
 modelscope_hub = pytest.importorskip("modelscope_hub", reason="modelscope is not installed")
@@ -37,7 +38,7 @@ IDS = torch.randint(1, 5000, (3, 9), generator=torch.Generator().manual_seed(0))
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bases: dict[str, str]) -> Iterator[Hub]:
     """A server with one backbone, with a separate cache and home."""
-    _modelscope_folder.cache_clear()
+    _fetched_folder.cache_clear()
     with serve() as running:
         running.folders["models", BASE] = Path(bases["qwen2"])
         monkeypatch.setenv("MODELSCOPE_ENDPOINT", running.endpoint)
@@ -128,7 +129,7 @@ def test_a_generative_classifier_has_its_labels_and_base(hub: Hub, shake: Any, t
 
 
 def test_without_the_option_the_message_names_the_hub_of_the_base(adapter: Any) -> None:
-    with raises_problem("base-changed", "config.json", match=r"'Qwen/tiny'.*hub='modelscope'"):
+    with raises_problem("base-changed", f"{adapter[0]}/config.json", match=r"'Qwen/tiny'.*hub='modelscope'"):
         load(str(adapter[0]))
 
 
@@ -174,14 +175,27 @@ def test_an_unknown_hub_and_a_missing_package_are_errors(hub: Hub, monkeypatch: 
 
 
 def test_the_cache_is_used_without_a_network(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, commit = fetch_modelscope(BASE)
+    fetched = resolve(BASE, hub="modelscope")
     with serve() as gone:
         pass
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", gone.endpoint)
     no_waiting(monkeypatch)
-    assert fetch_modelscope(BASE) == (folder, commit)
+    assert resolve(BASE, hub="modelscope") == fetched
     with raises_problem("hub-unreachable", "me/none"):
-        fetch_modelscope("me/none")
+        resolve("me/none", hub="modelscope")
+
+
+def test_a_gguf_file_is_fetched_by_the_client(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QWEN_TASK_HEADS_CACHE", str(tmp_path / "dequantized"))
+    (tmp_path / "gguf").mkdir()
+    file = write_gguf(tmp_path / "gguf" / "tiny.Q8_0.gguf")
+    hub.folders["models", "me/gguf"] = file.parent
+    model = build("me/gguf", gguf_file=file.name, hub="modelscope")
+    assert_same_weights(model.model, build(str(file)).model)  # heads are random
+    with raises_problem("model-not-found", "--gguf_file", match="other.gguf"):
+        build("me/gguf", gguf_file="other.gguf", hub="modelscope")
 
 
 def test_a_data_set_is_read_from_its_files(hub: Hub, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Pretrain a small Qwen2-architecture backbone and its own byte-level BPE tokenizer from plain text.
 
-    python recipes/pretrain_backbone.py --config recipes/configs/pretrain_titles.yaml --data_dir data
+    python tools/pretrain_backbone.py --config tools/pretrain_titles.yaml --data_dir data
 
 Requires the `train` extra. The result replaces pretrained weights if there are none: it shows the workflow
 and not the quality of a pretrained Qwen. Each text is a document at positions 0, 1, ... that ends in

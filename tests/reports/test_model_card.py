@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -20,20 +21,14 @@ from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_datasets import TextSets
 from qwen_task_heads.data.title_datasets import TitleSets
 from qwen_task_heads.errors import TaskHeadsError
-from qwen_task_heads.reports.card_facts import NOTHING_STATED, CardFacts, Trained, state_facts
-from qwen_task_heads.reports.cards import (
-    FOLDER,
-    licence_fields,
-    metadata,
-    render,
-    with_form,
-    with_parity,
-)
+from qwen_task_heads.hubcode.hashes_task_heads import hash_files, write_manifest
+from qwen_task_heads.reports.card_facts import NOTHING_STATED, CardFacts, licence_fields
+from qwen_task_heads.reports.finishing import FinishedTraining, Trained, describe_run
+from qwen_task_heads.reports.kept_card import kept_card
 from qwen_task_heads.reports.markdown import code, escape, fenced, format_value, link, one_line
-from qwen_task_heads.reports.text_card import text_card
-from qwen_task_heads.reports.text_report import TextRun
-from qwen_task_heads.reports.title_card import accuracy_rows, title_card
-from qwen_task_heads.reports.title_report import Run
+from qwen_task_heads.reports.model_card import FOLDER, model_card, render
+from qwen_task_heads.reports.records import RunRecord, write_json
+from qwen_task_heads.reports.title_card import accuracy_rows
 
 PIECES = (
     "---", "\n---\n", "```", "`", "|", "<script>alert(1)</script>", "<img src=x onerror=alert(1)>",
@@ -49,6 +44,7 @@ SINGLES = [*filter(one_line, PIECES), *(f"before {piece} after" for piece in PIE
 COUPLES = [f"{first} {second}{first}" for first, second in itertools.product(PIECES, PIECES)]
 COUPLES = [text for text in COUPLES if one_line(text)]
 HOSTILE = [*SINGLES, *COUPLES[:: len(COUPLES) // (200 - len(SINGLES))]][:200]
+GOLDEN = Path(__file__).parents[1] / "golden" / "0.1"
 NAME = 200  # characters that a file name can have
 ENTRY = {"value": 0.61234, "low": 0.55, "high": None, "n": 1841, "n_groups": 220}
 BOTH = {**ENTRY, "high": 0.6781}
@@ -70,9 +66,9 @@ def models(bases):
     return tuple(Trained.of(model) for model in found)
 
 
-def record(text: str, card: CardFacts | None = None) -> dict[str, object]:
-    """Return the fields of both run records; the address has more words, else it would be a link."""
-    facts = card or CardFacts(
+def training(text: str, sets: Any, *, facts: CardFacts | None = None, **changes: Any) -> FinishedTraining:
+    """Return a training with a text in every field; the address has more words, else it would be a link."""
+    facts = facts or CardFacts(
         license=f"other:x{text}",
         dataset_license=text,
         dataset_url=f"https://x {text} !",
@@ -80,17 +76,20 @@ def record(text: str, card: CardFacts | None = None) -> dict[str, object]:
         citation=text,
         language="en",
     )
-    return {
-        "settings": {"dataset_name": text, "test_dataset": text, text: text},
+    settings = {"dataset_name": text, "test_dataset": text, text: text}
+    fields = {
+        "settings": {**settings, **facts.stated()},
         "log_history": [],
         "seconds": 12.3,
         "seed": 0,
         "backbone": text[:NAME],  # a model was loaded by it
-        "card": facts,
     }
+    return FinishedTraining(sets=sets, **{**fields, **changes})
 
 
-def title_page(model, text: str, *, prompt: str = "", card: CardFacts | None = None) -> str:
+def title_record(
+    model: Trained, text: str, *, prompt: str = "", facts: CardFacts | None = None, **changes: Any
+) -> RunRecord:
     pair = PairExample(chosen="a", rejected="b", prompt=prompt)
     sets = TitleSets(train=[pair], groups=[], dev=[pair], test=[pair], lines=[text], dev_was_cut=True)
     metrics = {
@@ -101,11 +100,11 @@ def title_page(model, text: str, *, prompt: str = "", card: CardFacts | None = N
         "reward": REWARD,
     }
     model.config.backbone_revision = text
-    run = Run(sets=sets, **record(text, card))
-    return title_card(model, Path("runs", text), metrics, "test", run, plots={"Training": "training.png"})
+    run, plots = training(text, sets, facts=facts, **changes), {"Training": "training.png"}
+    return describe_run(model, run, name=Path("runs", text).name, metrics=metrics, plots=plots)
 
 
-def text_page(model, text: str, *, card: CardFacts | None = None) -> str:
+def text_record(model: Trained, text: str, *, facts: CardFacts | None = None) -> RunRecord:
     row = TextExample(text="a", target=0)
     names = (one_line(text) or "x", "b", "c")
     sets = TextSets(
@@ -119,6 +118,8 @@ def text_page(model, text: str, *, card: CardFacts | None = None) -> str:
     )
     own = {"label": text, "precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 4}
     metrics = {
+        "problem_type": "single_label_classification",
+        "labels": list(names),
         "train": {"rows": 9, **RAN},
         "data": SETS,
         "test": {
@@ -127,18 +128,18 @@ def text_page(model, text: str, *, card: CardFacts | None = None) -> str:
         },
         "notes": [text],
     }
-    run = TextRun(sets=sets, cut=text, **record(text, card))
-    return text_card(model, Path("runs", text), metrics, "test", run, plots={})
+    run = training(text, sets, facts=facts, truncation=text)
+    return describe_run(model, run, name=Path("runs", text).name, metrics=metrics, plots={})
 
 
 @pytest.mark.parametrize("kind", ["titles", "texts"])
 @pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_hostile_strings_are_escaped(models, kind, every):
     assert len(HOSTILE) == len(set(HOSTILE)) == 200
-    make, model = ((title_page, models[0]), (text_page, models[1]))[kind == "texts"]
-    calm = Rendered(make(model, "calm"))
+    make, model = ((title_record, models[0]), (text_record, models[1]))[kind == "texts"]
+    calm = Rendered(model_card(make(model, "calm")))
     for text in HOSTILE[(kind == "texts") % every :: every]:  # the two cards use different strings
-        shown, card = one_line(text), make(model, text)
+        shown, card = one_line(text), model_card(make(model, text))
         # one front matter with the values
         assert card.startswith("---\n")
         assert len(re.findall(r"^---\s*$", card, re.MULTILINE)) == 2, text
@@ -192,27 +193,26 @@ def test_hostile_strings_are_escaped(models, kind, every):
 
 @pytest.mark.parametrize("text", HOSTILE[::9])
 def test_parity_and_export_format_change_no_other_section(models, text):
-    card = title_page(models[0], text)
-    rows = [{"artefact": text, "largest_difference": 8.1e-07, "bound": 1e-4, "same": True, "none": None}]
-    verified = with_parity(with_parity(card, [], [text]), rows, [text, "a note"])
+    record = title_record(models[0], text)
+    rows = [{"artefact": text, "largest_difference": "8.1e-07", "bound": "1.0e-04"}]
+    card, verified = model_card(record), model_card(record, parity=rows)
     before, after = Rendered(card), Rendered(verified)
     (table,) = after.titles["Parity"]
-    assert table[0] == ["artefact", "largest difference", "bound", "same", "none"]
-    assert table[1] == [one_line(text), "8.1e-07", "0.0001", "yes", "–"]
+    assert table[0] == ["artefact", "largest difference", "bound"]
+    assert table[1] == [one_line(text), "8.1e-07", "1.0e-04"]
     assert {k: v for k, v in after.titles.items() if k != "Parity"} == before.titles
     assert card.split("---\n", 2)[1] == verified.split("---\n", 2)[1]
-    merged = with_form(verified, "merged")
-    assert {k: v for k, v in Rendered(merged).titles.items()} == after.titles
+    merged = model_card(replace(record, form="merged"), parity=rows)
+    assert Rendered(merged).titles == after.titles
     assert ModelCard(merged).data.base_model_relation == "finetune"
 
 
 def test_the_card_of_a_merged_or_stock_model_names_its_format(models):
-    card = text_page(replace(models[1], is_adapter=True), "calm")
-    assert with_form(card, "saved") == card
-    assert "PEFT's loaders on the base in a stock class" in card
-    merged, stock = with_form(card, "merged"), with_form(card, "stock")
+    record = text_record(replace(models[1], is_adapter=True), "calm")
+    assert "PEFT's loaders on the base in a stock class" in model_card(record)
+    merged, stock = (model_card(replace(record, form=form)) for form in ("merged", "stock"))
     assert "PEFT" not in merged + stock
-    assert "\nA full model on `calm`" in with_form(text_page(models[1], "calm"), "merged")
+    assert "\nA full model on `calm`" in model_card(text_record(models[1], "calm"))
     assert "\nA full model, merged from an adapter, on `calm`" in merged
     assert 'pipeline("text-classification", model=".", trust_remote_code=True)' in merged
     assert "\nA full model in a stock class of transformers, on `calm`" in stock
@@ -222,30 +222,51 @@ def test_the_card_of_a_merged_or_stock_model_names_its_format(models):
         ("", '["A plain title", "Another title"]'),
         ("An article", '{"text": "The text", "text_pair": "A plain title"}'),
     ):
-        titles = with_form(title_page(models[0], "calm", prompt=prompt), "stock")
+        titles = model_card(replace(title_record(models[0], "calm", prompt=prompt), form="stock"))
         assert f'function_to_apply="none")\nscore({asked})\n' in titles
 
 
+def test_a_merged_generative_classifier_has_its_own_loader(models):
+    record = text_record(replace(models[1], is_adapter=True, is_generative=True), "calm")
+    merged = model_card(replace(record, form="merged"), repo_id="me/it")
+    assert 'LabelScorer.from_pretrained("me/it")' in merged
+    assert "AutoModelForSequenceClassification" not in merged
+    assert "A full model, merged from an adapter, on `calm`" in merged
+
+
+def test_the_card_of_a_repo_names_it_and_its_branch(models):
+    record = text_record(models[1], "calm")
+    card = model_card(record, repo_id="me/t", revision="v9", rows=False)
+    page, data = Rendered(card), ModelCard(card).data
+    assert (page.heading, data.model_name) == ("me/t", "me/t")
+    assert 'from_pretrained("me/t", revision="v9", trust_remote_code=True)' in card
+    assert '"."' not in card
+    assert ("errors.md" in card, "errors.md" in model_card(record, repo_id="me/t")) == (False, True)
+    assert "modelscope" not in card
+    there = model_card(record, repo_id="me/t", hub="modelscope", revision="v9")
+    assert 'folder = snapshot_download("me/t", revision="v9")' in there
+
+
 def test_the_card_of_a_repo_with_onnx_files_has_their_code(models):
-    rows = [{"artefact": name, "agreement": "100.0%"} for name in ("adapter", "onnx", "onnx_int8")]
-    card = text_page(models[1], "calm")
-    assert "onnxruntime" not in with_parity(card, rows[:1])
-    once = with_parity(card, rows[:2])
-    branch = with_parity(card.replace('"."', '"me/t", revision="v9"'), rows[:2])
+    record = text_record(models[1], "calm")
+    assert "onnxruntime" not in model_card(record)
+    once = model_card(record, onnx=True)
+    branch = model_card(record, onnx=True, repo_id="me/t", revision="v9")
     assert 'snapshot_download("me/t", revision="v9", ign' in branch
     assert "int8" not in once
     assert "the softmax over the logits" in once
-    both = with_parity(once, rows)
+    both = model_card(record, onnx=True, int8=True)
     assert both.count("## ONNX\n") == both.count("InferenceSession") == 1
     assert both.index("## ONNX\n") < both.index("## Parity\n")
     assert "`onnx/model_int8.onnx`" in both
     assert 'batch = tokenizer(["A text"], padding=True, truncation=True' in both
-    assert {k: v for k, v in Rendered(both).titles.items() if k != "Parity"} == Rendered(card).titles
-    pairs = with_parity(with_form(title_page(models[0], "calm", prompt="An article"), "stock"), rows)
+    assert Rendered(both).titles == Rendered(model_card(record)).titles
+    titles = title_record(models[0], "calm", prompt="An article")
     asked = 'tokenizer(["The text"], ["A plain title"], padding=True, truncation="only_first", '
-    assert asked in with_parity(title_page(models[0], "calm", prompt="An article"), rows)
-    assert 'tokenizer(["The text"], ["A plain title"], ' in pairs
-    assert "of two titles, P(A preferred)" in pairs
+    for form in ("saved", "stock"):
+        card = model_card(replace(titles, form=form), onnx=True)
+        assert asked in card
+        assert "of two titles, P(A preferred)" in card
 
 
 def evaluated(model, *, ours: float = 0.61234, baseline: float = 0.5, **changes):
@@ -268,24 +289,29 @@ def evaluated(model, *, ours: float = 0.61234, baseline: float = 0.5, **changes)
         "a | baseline": {"accuracy": {**BOTH, "value": baseline}},
         "none": {"accuracy": {**ENTRY, "value": None}},
     }
+    data = {
+        name: {**entry, "cut": name in ("dev", "test") and f"{name}_dataset" not in changes}
+        for name, entry in SETS.items()
+    }
     metrics = {
+        "problem_type": "single_label_classification",
+        "labels": ["a", "b", "c"],
         "train": {"rows": 9, **RAN},
-        "data": SETS,
+        "data": data,
         "dev": {"this model": dict.fromkeys(CLASSES, BOTH)},
         "test": found,
         "notes": [],
         "verdict": changes.pop("verdict", None),
         "lookup": changes.pop("lookup", {}),
     }
-    fields = record("calm")
-    fields["log_history"] = [
+    log = [
         {"step": 10, "loss": 1.0},
         *({"step": step, "eval_accuracy": value} for step, value in ((10, 0.4), (20, 0.612), (30, 0.612))),
     ]
-    fields["settings"] = {"metric_for_best_model": "eval_accuracy", "greater_is_better": True}
     picked = changes.pop("picked", True)
-    fields["settings"] |= changes
-    return text_card(model, Path("a"), metrics, "test", TextRun(sets=sets, picked=picked, **fields), plots={})
+    settings = {"metric_for_best_model": "eval_accuracy", "greater_is_better": True, **changes}
+    run = training("calm", sets, settings=settings, log_history=log, picked=picked)
+    return model_card(describe_run(model, run, name="a", metrics=metrics, plots={}))
 
 
 @pytest.mark.parametrize(
@@ -382,7 +408,7 @@ def test_settings_without_effect_are_omitted(models):
 
 
 def test_the_card_of_a_generative_classifier_names_its_loader(models):
-    card = evaluated(replace(models[1], answers=True, is_adapter=True))
+    card = evaluated(replace(models[1], is_generative=True, is_adapter=True))
     assert "`LabelScorer.predict(texts, abstain=0.5)` can abstain" in card
     assert 'LabelScorer.from_pretrained(".")\nscorer.predict(["A text"])' in card
     assert "`Scorer" not in card
@@ -391,17 +417,7 @@ def test_the_card_of_a_generative_classifier_names_its_loader(models):
 
 
 def test_unstated_facts_are_not_inferred(models):
-    run = {**record("calm"), "card": CardFacts()}
-    pair = PairExample(chosen="a", rejected="b")
-    sets = TitleSets(train=[pair], groups=[], dev=[pair], test=[], lines=[], dev_was_cut=False)
-    metrics = {
-        "train": {"pairs": 1, **RAN},
-        "data": SETS,
-        "dev": {"this model": dict.fromkeys(NAMED, BOTH)},
-        "notes": [],
-        "reward": REWARD,
-    }
-    card = title_card(models[0], Path("a"), metrics, "dev", Run(sets=sets, **run), plots={})
+    card = model_card(title_record(models[0], "calm", facts=NOTHING_STATED))
     assert "Licence: not stated." in card
     assert "Licence of the data: not stated." in card
     assert not {"license", "language", "datasets"} & set(yaml.safe_load(card.split("---\n", 2)[1]))
@@ -414,78 +430,89 @@ def test_only_hub_ids_are_datasets_of_the_metadata(models):
         ("titles.jsonl", "huggingface", None),
         ("../titles", "huggingface", None),
     ):
-        found = {**record("calm"), "settings": {"dataset_name": name, "hub": hub}, "card": CardFacts()}
-        pair = PairExample(chosen="a", rejected="b")
-        sets = TitleSets(train=[pair], groups=[], dev=[pair], test=[pair], lines=[], dev_was_cut=False)
-        metrics = {
-            "train": {"pairs": 1, **RAN},
-            "data": SETS,
-            "test": {"this model": dict.fromkeys(NAMED, BOTH)},
-            "notes": [],
-            "reward": REWARD,
-        }
-        card = title_card(models[0], Path("a"), metrics, "test", Run(sets=sets, **found), plots={})
-        front = ModelCard(card).data.to_dict()
+        record = title_record(models[0], "calm", settings={"dataset_name": name, "hub": hub})
+        front = ModelCard(model_card(record)).data.to_dict()
         assert front.get("datasets") == expected, name
         for repo in front.get("datasets", []):
             validate_repo_id(repo)
 
 
-@pytest.mark.parametrize("page", [title_page, text_page])
-@pytest.mark.parametrize("before", [{}, {name: "old" for name in ("dataset_license", "intended_use")}])
-def test_facts_stated_when_publishing_equal_those_stated_for_the_run(models, tmp_path, page, before):
-    model = models[page is text_page]
-    facts = CardFacts(
-        license="other:Ours | v1",
-        language=["zh", "en"],
-        dataset_license="CC BY 4.0. With credit",
-        dataset_url="https://example.org/a",
-        dataset_id="me/data",
-        intended_use="For | tests. Only \\1.",
-        citation="@misc{x,\n  title={A \\g<0> title}\n}",
-    )
-    of_run = CardFacts(license="mit", language="fr", citation="@misc{old}", **before)
-    expected = ModelCard(page(model, "a", card=facts))
-    (tmp_path / "README.md").write_text(page(model, "a", card=of_run), encoding="utf-8")
-    manifest = {"seed": 1, "settings": {"license": "mit", "citation": "@misc{old}"}}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    state_facts(tmp_path, NOTHING_STATED, named="runs/a")
-    assert "license: mit" in (tmp_path / "README.md").read_text("utf-8")
-    state_facts(tmp_path, facts, named="runs/a")
-    found = ModelCard((tmp_path / "README.md").read_text("utf-8"))
-    assert found.text.split() == expected.text.split()
-    for name in ("license", "license_name", "language", "model-index"):
-        assert found.data.to_dict()[name] == expected.data.to_dict()[name]
-    assert "me/data" in found.data.datasets
-    settings = json.loads((tmp_path / "manifest.json").read_text())["settings"]
-    assert (settings["license"], settings["language"]) == ("other:Ours | v1", ["zh", "en"])
-    state_facts(tmp_path, CardFacts(dataset_license="MIT", license="mit"), named="runs/a")
-    once_more = (tmp_path / "README.md").read_text("utf-8")
-    assert "Licence of the data: MIT. Source: <https://example.org/a>\n" in once_more
-    assert "license_name" not in once_more
+FACTS = CardFacts(
+    license="other:Ours | v1",
+    language=["zh", "en"],
+    dataset_license="CC BY 4.0. With credit",
+    dataset_url="https://example.org/a",
+    dataset_id="me/data",
+    intended_use="For | tests. Only \\1.",
+    citation="@misc{x,\n  title={A \\g<0> title}\n}",
+)
 
 
-def test_a_card_without_the_lines_of_facts_is_refused_with_all_of_them(tmp_path):
-    facts = CardFacts(license="mit", intended_use="x", dataset_url="https://x.org", citation="@misc{x}")
-    with pytest.raises(TaskHeadsError, match="license, dataset_url") as caught:
-        state_facts(tmp_path, facts, named="runs/a")
-    [problem] = caught.value.problems
-    assert (problem.where, problem.code) == ("runs/a/README.md", "path-not-found")
-    (tmp_path / "README.md").write_text("# My own words\n")
-    with pytest.raises(TaskHeadsError, match="license") as caught:
-        state_facts(tmp_path, facts, named="runs/a")
-    assert [problem.code for problem in caught.value.problems] == ["file-format"] * 4
-    assert {problem.where for problem in caught.value.problems} == {"runs/a/README.md"}
-    assert (tmp_path / "README.md").read_text() == "# My own words\n"
+@pytest.mark.parametrize("make", [title_record, text_record])
+def test_facts_stated_when_publishing_equal_those_stated_for_the_run(models, make):
+    model = models[make is text_record]
+    of_run = CardFacts(license="mit", language="fr", citation="@misc{old}", intended_use="old")
+    published = make(model, "a", facts=of_run).published(form="saved", facts=FACTS)
+    assert model_card(published) == model_card(make(model, "a", facts=FACTS))
+    assert published.settings["language"] == ["zh", "en"]
+    again = published.published(form="saved", facts=CardFacts(dataset_license="MIT", license="mit"))
+    assert "Licence of the data: MIT. Source: <https://example.org/a>\n" in model_card(again)
+    assert "license_name" not in model_card(again)
 
 
-def test_intended_use_is_stated_on_a_card_of_version_0_1_0(tmp_path):
-    """Its section was named "Intended use and limits", with the limitations as a list."""
-    old = "# a\n\n## Intended use and limits\n\nIt is meant for texts.\n\n- A limit.\n"
-    (tmp_path / "README.md").write_text(old)
-    state_facts(tmp_path, CardFacts(intended_use="For news."), named="runs/a")
-    card = (tmp_path / "README.md").read_text()
-    assert "## Intended use and limits\n\nFor news.\n\nIt is meant for texts.\n\n- A limit.\n" in card
+def test_a_card_that_was_edited_keeps_its_text(models):
+    """Placeholders of the package are filled in, and other facts appended; the metadata are updated."""
+    record = text_record(replace(models[1], is_adapter=True), "calm", facts=NOTHING_STATED)
+    edited = model_card(record).replace("## Limitations", "## My words\n\n| not | parsed |\n\n## Limitations")
+    rows = [{"artefact": "merged", "bound": "1.0e-05"}]
+    place = {"repo_id": "me/t", "hub": "huggingface", "form": "merged"}
+    found = kept_card(edited, **place, facts=FACTS, parity=rows, against="compared", onnx=True)
+    data, page = ModelCard(found).data, Rendered(found)
+    assert (data.model_name, data.license, data.language) == ("me/t", "other", ["zh", "en"])
+    assert (data.base_model_relation, data.datasets) == ("finetune", ["me/data"])
+    assert page.heading == "me/t"
+    assert "| not | parsed |" in found
+    assert "Licence: Ours \\| v1." in found
+    assert "Licence of the data: CC BY 4.0. With credit." in found
+    assert "Licence: not stated" not in found
+    assert page.titles["Parity"] == [[["artefact", "bound"], ["merged", "1.0e-05"]]]
+    headings = [line for line in found.splitlines() if line.startswith("## ")]
+    assert headings[1:3] == ["## How to load it", "## How to load it as trained"]
+    assert headings[-2:] == ["## ONNX", "## Terms and citation"]
+    terms = found.partition("## Terms and citation")[2]
+    for part in ("For | tests", "<https://example.org/a>", "@misc{x,"):
+        assert part.replace("|", "\\|") in terms
+    assert '"."' not in found
+
+
+@pytest.mark.parametrize("kind", ["adapter", "full", "generative"])
+def test_a_card_of_version_0_1_is_published_with_its_text(kind):
+    text = (GOLDEN / kind / "README.md").read_text(encoding="utf-8")
+    place, rows = {"repo_id": "me/t", "hub": "modelscope"}, [{"artefact": kind, "bound": "none"}]
+    facts = CardFacts(license="mit", intended_use="For news.")
+    found = kept_card(text, **place, facts=facts, parity=rows, against="compared")
+    assert set(text.splitlines()) - set(found.splitlines()) <= {
+        f"# {kind}", f"- name: {kind}", *(line for line in text.splitlines() if '"."' in line),
+        *(line for line in text.splitlines() if "Licence: not stated" in line or "comparison." in line),
+        "the trained model, and writes the differences here.", "---",
+        *text.split("---\n")[1].splitlines(),
+    }  # fmt: skip
+    page = Rendered(found)
+    assert page.heading == ModelCard(found).data.model_name == "me/t"
+    assert page.titles["Parity"] == [[["artefact", "bound"], [kind, "none"]]]
+    assert found.count("## Parity") == 1
+    assert 'snapshot_download("me/t")' in found
+    assert 'from_pretrained("me/t"' in found
+    assert "Licence: mit." in found
+    assert found.endswith("For news.\n")
+
+
+def test_a_card_without_metadata_gets_them_only_if_facts_are_stated():
+    place = {"repo_id": "me/t", "hub": "huggingface"}
+    assert kept_card("# My own words\n", **place, facts=NOTHING_STATED) == "# My own words\n"
+    found = kept_card("# My own words\n", **place, facts=CardFacts(license="mit"))
+    assert ModelCard(found).data.license == "mit"
+    assert "# My own words\n" in found
 
 
 def test_invalid_facts_are_refused_together():
@@ -550,25 +577,38 @@ def test_a_missing_field_is_an_error():
         render("title_scorer", metadata="")
 
 
-def test_the_metadata_has_a_base_of_the_hub():
-    front = {
-        "name": "a",
-        "relation": "adapter",
-        "task": "text-ranking",
-        "tags": ["title-scorer"],
-        "dataset": "d",
-        "dataset_type": "pairs",
-        "split": "test",
-        "metrics": [("accuracy", "pair accuracy", 0.61234)],
-    }
-    read = yaml.safe_load(metadata(base="Qwen/Qwen2.5-7B", **front))
-    assert read["base_model"] == "Qwen/Qwen2.5-7B"
-    assert read["base_model_relation"] == "adapter"
-    assert "base_model" not in metadata(base=None, **front)
+def test_the_metadata_has_a_base_of_the_hub(models, tmp_path):
+    record = title_record(models[0], "calm", backbone="Qwen/Qwen2.5-7B")
+    data = ModelCard(model_card(record)).data
+    assert (data.base_model, data.base_model_relation) == ("Qwen/Qwen2.5-7B", "finetune")
+    (tmp_path / "config.json").write_text("{}")
+    local = model_card(title_record(models[0], "calm", backbone=str(tmp_path)))
+    assert ModelCard(local).data.base_model is None
+    assert str(tmp_path) not in local
+    assert tmp_path.name in local
 
 
-def test_parity_is_appended_to_a_card_without_the_section():
-    assert with_parity("# a\n", []).startswith("# a\n\n## Parity\n\nEach artefact")
-    itself = with_parity("# a\n", [], against=FOLDER)
-    assert "trained model" not in itself
-    assert "no answers of the training run were recorded" in itself
+def test_the_card_names_the_reference_of_the_verification(models):
+    rows = [{"artefact": "full"}]
+    card = model_card(text_record(models[1], "calm"), parity=rows, against=FOLDER)
+    assert "compared with the trained model" not in card
+    assert "no answers of the training run were recorded" in card
+
+
+def test_a_record_is_read_as_it_was_written(models, tmp_path):
+    record = title_record(models[0], "calm", prompt="An article")
+    files = {"README.md": model_card(record), "metrics.json": json.dumps(record.metrics)}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    write_manifest(tmp_path, record.manifest())
+    found = RunRecord.read(tmp_path)
+    assert found is None  # a manifest that never listed this card has no record
+    write_json(tmp_path / "manifest.json", {**record.manifest(), "files": hash_files(tmp_path)})
+    found = RunRecord.read(tmp_path)
+    assert model_card(found) == files["README.md"]
+    write_manifest(tmp_path, json.loads((tmp_path / "manifest.json").read_text()))
+    assert RunRecord.read(tmp_path) == found
+    (tmp_path / "README.md").write_text("# My own words\n")
+    assert RunRecord.read(tmp_path) is None
+    write_manifest(tmp_path, json.loads((tmp_path / "manifest.json").read_text()))
+    assert RunRecord.read(tmp_path) is None  # the hash of the edited card does not bring the record back

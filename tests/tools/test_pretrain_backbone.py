@@ -19,7 +19,7 @@ from qwen_task_heads.errors import TaskHeadsError
 ROOT = Path(qwen_task_heads.__file__).parent.parent
 ASSETS = ROOT / "qwen_task_heads" / "assets"
 BACKBONE = ASSETS / "backbone"
-# Spelled out here, not read from the asset: the list that the recipe uses is what is on trial.
+# Spelled out here, not read from the asset: the list that the tool uses is what is on trial.
 SPECIAL = [
     "<|endoftext|>",
     "<|im_start|>",
@@ -157,7 +157,7 @@ def test_the_sample_has_clicks_and_shares_no_headline_between_splits() -> None:
 
 
 def run_main(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -167,14 +167,14 @@ def run_main(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Non
     module.main()
 
 
-def test_the_recipe_trains_a_backbone_on_any_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tool_trains_a_backbone_on_any_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
         {"a": f"<title>Was {n} really better than {n * n}?</title>", "b": f"猫が{n}匹"} for n in range(40)
     ]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out"
     run_main(
-        "pretrain_backbone", monkeypatch, "--config", str(ROOT / "recipes/configs/pretrain_titles.yaml"),
+        "pretrain_backbone", monkeypatch, "--config", str(ROOT / "tools/pretrain_titles.yaml"),
         "--data_dir", str(tmp_path), "--texts", "texts.jsonl:a,b", "--bpe_size", "270", "--hidden_size", "16",
         "--num_attention_heads", "2", "--num_key_value_heads", "1", "--intermediate_size", "16",
         "--max_steps", "2", "--per_device_train_batch_size", "8", "--output_dir", str(out),
@@ -207,9 +207,7 @@ def test_no_held_out_text_of_the_classification_sample_was_used_in_training() ->
     assert learned(texts["train"], BACKBONE)  # the test can see texts that were learned
 
 
-def test_the_sample_recipe_writes_the_sample_of_texts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_sample_tool_writes_the_sample_of_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = {"text": "Where is my transfer?", "label": 5, "label_name": "pending_transfer"}
     other = {"text": "I lost my card", "label": 7, "label_name": "lost_or_stolen_card"}
     for split in ("train", "dev", "test_public"):
@@ -222,7 +220,7 @@ def test_the_sample_recipe_writes_the_sample_of_texts(
         run_main("make_sample", monkeypatch, "--sample", "none", "--data_dir", str(tmp_path))
 
 
-def test_the_sample_recipe_writes_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sample_tool_writes_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = read("dev")[0] | {"z": 3.0}
     row["chosen"] = f"<title>{row['chosen']}</title>"
     for split in ("train", "dev", "test_public"):

@@ -1,7 +1,7 @@
 """Write the two embedded samples of `qwen_task_heads/assets` from the prepared data.
 
-    python recipes/make_sample.py --sample titles --data_dir data/upworthy
-    python recipes/make_sample.py --sample texts --data_dir data/banking77
+    python tools/make_sample.py --sample titles --data_dir data/upworthy
+    python tools/make_sample.py --sample texts --data_dir data/banking77
 
 Titles: the columns that training reads, without `<title>` tags (the readers accept both). Texts: the rows
 of ten intents on transfers, with the name of the intent as label. The order of the rows is kept. Both sources

@@ -1,0 +1,54 @@
+"""Commands of the console script with their recipes, and the words that start a recipe like this process."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the console script: the recipe that it runs ("" for none), and its help."""
+
+    recipe: str
+    summary: str
+    usage: str = "[--config NAME_OR_FILE] [--accelerate_config NAME_OR_FILE] [options]"
+
+
+DATA_USAGE = "FILE_OR_FOLDER [options]"
+PREDICT_USAGE = "--model MODEL (TEXT ... | --input FILE --output FILE) [options]"
+COMMANDS = {
+    "data": Command("", "Check a file as training reads it; exit code 1 if rows are defective.", DATA_USAGE),
+    "titles": Command("reward_titles", "Train a title scorer on pairs, votes or clicks."),
+    "classify": Command("classify", "Train a text classifier, regressor or ordinal model."),
+    "label": Command("sft_classify", "Train a chat model that writes the label."),
+    "sweep": Command("sweep_heads", "Find layers, pooling and head on a frozen backbone."),
+    "grpo": Command("grpo_titles", "Train a title generator with a title scorer as its reward."),
+    "predict": Command("predict", "Label or score texts, or the rows of a file.", PREDICT_USAGE),
+    "compare": Command("compare", "Compare engines and baselines on the same rows."),
+    "publish": Command("publish", "Verify a finished run and publish it to a hub."),
+    "serve": Command("serve", "Serve a classifier or title scorer over HTTP.", "--model MODEL [options]"),
+    "env": Command("", "Print versions and hardware, for a bug report.", ""),
+}
+
+
+def recipes() -> Path:
+    """Return the folder of the installed recipes."""
+    return Path(str(files(f"{__package__}.recipes")))
+
+
+def words_of(recipe: str) -> list[str]:
+    """Return the first words of a command that starts a recipe in the way in which this process was started.
+
+    `qth` runs the installed recipes by their absolute path; otherwise the command is one of a clone.
+
+    Example:
+        >>> from qwen_task_heads.commands import words_of
+        >>> words_of("classify")
+        ['accelerate', 'launch', 'recipes/classify.py']
+    """
+    if Path(sys.argv[0]).parent == recipes():
+        return ["qth", next(name for name, command in COMMANDS.items() if command.recipe == recipe)]
+    return ["accelerate", "launch", f"recipes/{recipe}.py"]
