@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -320,14 +321,14 @@ def by_vllm(python: Path, form: str, folder: Path, texts: list[str], args: Any) 
     """Serve the folder by vLLM: stock and reward exports by its own classes, `saved` by the plugin."""
     if form == "onnx":
         return None
-    from qwen_task_heads.export.stock import serve_command
+    from qwen_task_heads.export.servers import serve_command
 
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     if form.startswith("saved"):
         words = ["serve", str(folder), "--runner", "pooling", "--dtype", "float32"]
         environment["VLLM_PLUGINS"] = "qwen_task_heads"
     else:
-        words = serve_command(folder).words[1:]
+        words = shlex.split(serve_command(folder))[1:]
     words = [str(python.parent / "vllm"), *words, "--port", str(PORT), "--enforce-eager"]
     with Server(words, args.output_dir / "vllm.log", **environment) as server:
         if form.startswith("saved"):
