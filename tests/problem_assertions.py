@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qwen_task_heads.errors import CODES, TaskHeadsError
-from qwen_task_heads.hubcode.configuration_task_heads import TaskHeadError
+from qwen_task_heads.hubcode.errors_task_heads import TaskHeadError
 
 
 @contextmanager
