@@ -112,7 +112,8 @@ def test_the_options_that_a_title_generator_needs(tmp_path: Path) -> None:
 
 def test_texts_for_a_title_generator(tmp_path: Path) -> None:
     model = build("embedded")
-    model.config.update({"reward_mean": 0.0, "reward_std": 1.0})
+    names = ("mean", "std", "length_mean", "length_slope")
+    model.config.update({f"reward_{name}": 1.0 for name in names})
     scorer = save(model, tokenizer=load_tokenizer("embedded"), folder=tmp_path / "scorer")
     folders = {"--reward_model": str(scorer), "--output_dir": str(tmp_path / "run")}
 
