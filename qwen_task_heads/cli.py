@@ -200,7 +200,7 @@ def option_problems(
             problems.append(
                 Problem(f"--{name}", "found an unknown option", expected, fix, code="option-unknown")
             )
-        elif one["type"] == "VALUE" and one["choices"] and value not in one["choices"]:
+        elif one["choices"] and value not in one["choices"]:
             found, expected = f"found {shorten(value)}", ", ".join(one["choices"])
             problems.append(Problem(f"--{name}", found, expected, "choose one of them", code="option-value"))
     return problems

@@ -84,7 +84,7 @@ class TitleGeneratorRun:
         """Return rows of `prompt` and `context`, the text that the scorer may read, and the tokenizer.
 
         Raises:
-            TaskHeadsError: all rows without a text, or no rows.
+            TaskHeadsError: all rows without a text, or a source without rows.
         """
         from datasets import Dataset
 
@@ -108,9 +108,6 @@ class TitleGeneratorRun:
                 content = self.task.instruction.replace("{text}", text)
                 prompt = [{"role": "user", "content": content}] if self._is_chat else content
                 rows.append({"prompt": prompt, "context": text})
-        if not rows and not problems:
-            where, fix = self.task.dataset_name, "name another source"
-            problems.append(Problem(where, "found no rows", "at least one", fix, code="file-empty"))
         if problems:
             raise TaskHeadsError(problems)
         self._texts = Dataset.from_list(rows)

@@ -347,7 +347,7 @@ def test_unknown_options_are_refused(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [pair_row()])
     (problem,) = refusal(path, bad_rows="ignore").problems
     assert (problem.where, problem.code, problem.expected) == ("bad_rows", "option-value", "raise, skip")
-    assert refusal(path, hub="github").problems[0].where == "hub"
+    assert refusal(path, hub="github").problems[0].where == "--hub"
     with pytest.raises(TaskHeadsError, match="max_p_value"):
         groups_to_pairs([], max_p_value=2)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import hf_server
 import pytest
 from loopback import no_waiting
-from refusals import raises_problem
+from problem_assertions import raises_problem
 
 from qwen_task_heads.hubs import HuggingFace, resolve
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from equality import assert_same_weights
 from peft import get_peft_model
-from refusals import raises_problem
+from problem_assertions import raises_problem
 
 from qwen_task_heads import adapter_config, bind_template, build, load, load_tokenizer, merge, save
 from qwen_task_heads.data.sources import read_rows

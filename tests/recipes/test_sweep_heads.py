@@ -106,7 +106,7 @@ def test_the_output_lists_the_results_and_the_next_command(swept) -> None:
     assert "TF-IDF, linear" in printed
     assert "ms per text" in printed
     command = shlex.split(printed.strip().splitlines()[-1])
-    assert command[:4] == ["accelerate", "launch", "recipes/classify.py", "--model_name_or_path"]
+    assert command[:3] == ["qth", "classify", "--model_name_or_path"]
     assert command[command.index("--init_head") + 1] == str(folder)
     assert command[command.index("--instruction") + 1] == "Topic? "
 
@@ -243,7 +243,7 @@ def test_a_sweep_over_titles_saves_a_scorer(title_sweep, bases) -> None:
 def test_the_command_for_titles_names_their_recipe(title_sweep) -> None:
     folder, printed, _ = title_sweep
     command = shlex.split(printed.strip().splitlines()[-1])
-    assert command[:3] == ["accelerate", "launch", "recipes/reward_titles.py"]
+    assert command[:2] == ["qth", "titles"]
     assert command[command.index("--init_head") + 1] == str(folder)
     assert command[command.index("--instruction") + 1] == "Title: "
     assert command[command.index("--max_length") + 1] == "32"

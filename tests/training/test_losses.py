@@ -108,6 +108,6 @@ def test_a_new_loss_is_a_function_and_a_row(monkeypatch):
 
 
 def test_an_unknown_loss_of_titles_lists_those_of_pairs_and_groups():
-    with raises_problem("option-value", "--loss") as caught:
+    with raises_problem("option-value", "--loss") as problems:
         resolve_loss("hinge", "pairs", "groups")
-    assert caught.value.problems[0].expected == ", ".join(TITLE_LOSSES)
+    assert problems[0].expected == ", ".join(TITLE_LOSSES)
