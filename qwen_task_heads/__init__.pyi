@@ -17,6 +17,7 @@ from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier as Pool
 from qwen_task_heads.hubcode.modeling_task_heads import TitleScorer as TitleScorer
 from qwen_task_heads.inference.arguments import ComparisonArguments as ComparisonArguments
 from qwen_task_heads.inference.arguments import PredictArguments as PredictArguments
+from qwen_task_heads.inference.batch import BatchScorer as BatchScorer
 from qwen_task_heads.inference.batch_prediction import predict_file as predict_file
 from qwen_task_heads.inference.label_scorer import LabelScorer as LabelScorer
 from qwen_task_heads.inference.rewards import TitleReward as TitleReward
@@ -34,6 +35,8 @@ from qwen_task_heads.runs.sweeps import SweepRun as SweepRun
 from qwen_task_heads.runs.texts import ClassifierRun as ClassifierRun
 from qwen_task_heads.runs.title_generator import TitleGeneratorRun as TitleGeneratorRun
 from qwen_task_heads.runs.titles import TitleRun as TitleRun
+from qwen_task_heads.serving.arguments import ServeArguments as ServeArguments
+from qwen_task_heads.serving.server import serve as serve
 from qwen_task_heads.tokenization.templates import Template as Template
 from qwen_task_heads.tokenization.templates import bind_template as bind_template
 from qwen_task_heads.tokenization.templates import compile_template as compile_template

@@ -29,6 +29,7 @@ COMMANDS = {
     "predict": Command("predict", "Label or score texts, or the rows of a file.", PREDICT_USAGE),
     "compare": Command("compare", "Compare engines and baselines on the same rows."),
     "publish": Command("publish", "Verify a finished run and publish it to a hub."),
+    "serve": Command("serve", "Serve a classifier or title scorer over HTTP.", "--model MODEL [options]"),
     "env": Command("", "Print versions and hardware, for a bug report.", ""),
 }
 

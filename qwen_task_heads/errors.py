@@ -77,6 +77,13 @@ CODES = {
     "hub-unreachable": "a hub that does not answer",
     "hub-denied": "a hub that refuses: no login, no permission, a gated or private repo",
     "hub-invalid": "a repo id, branch or answer that a hub does not accept",
+    # Requests to the server
+    "request-invalid": "a request that the server cannot read",
+    "request-denied": "a request without the bearer token of the server",
+    "request-too-large": "a request with too many bytes or rows",
+    "request-timeout": "a request that did not arrive in time",
+    "server-busy": "a server with too much to do, or no answer in time",
+    "server-error": "a defect of the server",
     "secret-found": "a secret in files that would leave the machine",
     "verification-failed": "an export or published model that does not equal the trained one",
 }

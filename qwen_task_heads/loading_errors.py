@@ -63,7 +63,7 @@ def config_problem(error: ValueError) -> Problem:
         error: a `TaskHeadError` of a field, or a validation error of transformers.
 
     Example:
-        >>> from qwen_task_heads.hubcode.configuration_task_heads import refuse
+        >>> from qwen_task_heads.hubcode.errors_task_heads import refuse
         >>> from qwen_task_heads.loading_errors import config_problem
         >>> config_problem(refuse("head_dropout", 1, "below 1", "choose 0.1", code="option-range")).where
         '--head_dropout'

@@ -41,6 +41,7 @@ GROUPS = {
     "AnswerArguments": "Model and answers",
     "QueryArguments": "Texts on the command line",
     "ComparisonArguments": "Comparison",
+    "ServeArguments": "Server",
 }
 
 # Inherited options that most runs use, with the group that lists them.
@@ -107,6 +108,7 @@ def build() -> dict[str, list[dict[str, Any]]]:
     from qwen_task_heads.data.inspection import DataCheckArguments
     from qwen_task_heads.inference.arguments import ComparisonArguments, PredictArguments, QueryArguments
     from qwen_task_heads.publishing.options import PublishOptions
+    from qwen_task_heads.serving.arguments import ServeArguments
     from qwen_task_heads.training import (
         arguments,
         classifier_arguments,
@@ -136,6 +138,7 @@ def build() -> dict[str, list[dict[str, Any]]]:
         "predict": (PredictArguments, QueryArguments),
         "compare": (ComparisonArguments,),
         "publish": (PublishOptions,),
+        "serve": (ServeArguments,),
     }
     return {command: options_of(classes) for command, classes in groups.items()}
 

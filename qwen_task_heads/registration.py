@@ -15,6 +15,7 @@ def install() -> None:
 
     PEFT is registered when it is imported: that takes seconds, and predictions do not need it.
     """
+    import transformers
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
     from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -26,6 +27,8 @@ def install() -> None:
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModel.register(config, model, exist_ok=True)
         AutoModelForSequenceClassification.register(config, model, exist_ok=True)
+    if hasattr(transformers, "AutoModelForDecision"):  # transformers 5.23
+        transformers.AutoModelForDecision.register(PooledClassifierConfig, PooledClassifier, exist_ok=True)
     PIPELINE_REGISTRY.register_pipeline(
         "title-ranking", TitleRankingPipeline, pt_model=AutoModelForSequenceClassification, type="text"
     )

@@ -30,6 +30,7 @@ from qwen_task_heads.export.shared import (
     folder_problems,
     last_token_problems,
     load_merged,
+    make_portable,
     server_config,
     staging_folder,
     unmet,
@@ -106,6 +107,7 @@ def export_reward_model(
             metadata={"format": "pt"},
         )
         tokenizer.save_pretrained(staged)
+        make_portable(staged)
         _verify(model, tokenizer, staged)
     return folder
 

@@ -6,6 +6,7 @@ An export is written to a staging folder, compared with its model on `VERIFICATI
 from __future__ import annotations
 
 import copy
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -120,6 +121,35 @@ def server_config(model: Any, *, architecture: str, problem_type: str, pad_id: i
     config.architectures = [architecture]
     config._name_or_path = ""
     return config
+
+
+def make_portable(folder: Path) -> None:
+    """Edit the saved files so that other versions and servers read the same model and the same inputs.
+
+    - transformers 4 reads `rope_theta` at the top of the config, and 10,000 if it is absent; transformers 5
+      writes it below `rope_parameters` only.
+    - transformers 4 expects a dictionary in `extra_special_tokens`; a list is `additional_special_tokens`.
+    - With a chat template vLLM answers `messages` on `/classify`, by ids that the model was not trained on;
+      without one it refuses them.
+
+    Args:
+        folder: with `config.json` and the files of the tokenizer.
+    """
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    rope = config.get("rope_parameters") or {}
+    if "rope_theta" in rope:  # one kind of attention
+        config["rope_theta"] = rope["rope_theta"]
+        if rope.get("rope_type", "default") != "default":
+            config["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    path = folder / "tokenizer_config.json"
+    stated = json.loads(path.read_text(encoding="utf-8"))
+    stated.pop("chat_template", None)
+    if isinstance(stated.get("extra_special_tokens"), list):
+        stated["additional_special_tokens"] = stated.pop("extra_special_tokens")
+    path.write_text(json.dumps(stated, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
 
 
 @contextmanager

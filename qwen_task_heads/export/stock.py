@@ -14,8 +14,6 @@ training.
 from __future__ import annotations
 
 import copy
-import json
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +34,7 @@ from qwen_task_heads.export.shared import (
     folder_problems,
     last_token_problems,
     load_merged,
+    make_portable,
     server_config,
     staging_folder,
     verification_limit,
@@ -101,44 +100,9 @@ def export_stock(
     with staging_folder(folder) as staged:
         _convert(model, pad_id=tokenizer.pad_token_id).save_pretrained(staged)
         tokenizer.save_pretrained(staged)
+        make_portable(staged)
         _verify(model, tokenizer, staged)
     return folder
-
-
-def serve_command(folder: str | Path) -> str:
-    """Return the vLLM command of an export: `/classify` of a stock class, `/pooling` of a reward model.
-
-    For a reward model vLLM returns a value per token, and the last one is the score; the command switches off
-    the sigmoid. With `--max-model-len` the server refuses a prompt over the tokenizer's limit, because the
-    model was not trained on longer ones.
-
-    Args:
-        folder: written by `export_stock` or `export_reward_model`.
-
-    Raises:
-        TaskHeadsError: the folder is not such an export.
-
-    Source: https://docs.vllm.ai/en/latest/models/pooling_models/
-    """
-    folder = Path(folder)
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    classes = config.get("architectures") or [None]
-    if not str(classes[0]).endswith(("ForSequenceClassification", "ForRewardModel")):
-        raise error_at(
-            str(folder),
-            f"found {shorten(classes[0])}" if config else "config.json is missing",
-            "a folder of export_stock() or export_reward_model()",
-            "export the model first",
-            code="model-type" if config else "model-not-found",
-        )
-    words = ["vllm", "serve", str(folder), "--runner", "pooling"]
-    saved = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    if saved["model_max_length"] < config["max_position_embeddings"]:
-        words += ["--max-model-len", str(saved["model_max_length"])]
-    if classes[0].endswith("ForRewardModel"):
-        words += ["--pooler-config", '{"use_activation": false}']
-    return shlex.join(words)
 
 
 def _unsupported(model: Any) -> list[Problem]:

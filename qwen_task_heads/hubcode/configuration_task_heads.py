@@ -366,4 +366,5 @@ def _auto_map(model: str) -> dict[str, str]:
         "AutoConfig": f"configuration_task_heads.{model}Config",
         "AutoModel": f"modeling_task_heads.{model}",
         "AutoModelForSequenceClassification": f"modeling_task_heads.{model}",
+        **({"AutoModelForDecision": f"modeling_task_heads.{model}"} if model == "PooledClassifier" else {}),
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 BATCH = 32  # rows per pass
 TEXT = "a text that is not empty"
+SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, which JSON can hold and no tokenizer reads
+# Rows of ids, and a function from their logits to the answer
+Request = tuple[list[list[int]], Callable[[torch.Tensor], list[Any]]]
 
 
 class EndpointHandler:
@@ -76,6 +80,23 @@ class EndpointHandler:
         Raises:
             ValueError: bad input; one message lists all problems.
         """
+        rows, answer_of = self.read(data)
+        return answer_of(self.run(rows))
+
+    def read(self, data: dict[str, Any]) -> Request:
+        """Validate a request and encode its texts, without running the model.
+
+        A server can run the rows of several requests together, and pass each request its own logits.
+
+        Args:
+            data: `{"inputs": ..., "parameters": {...}}`.
+
+        Returns:
+            n rows of ids, and a function from their logits (n, L) to the answer.
+
+        Raises:
+            ValueError: bad input; one message lists all problems.
+        """
         if not isinstance(data, dict) or "inputs" not in data:
             raise ValueError(_problem("request", data, '{"inputs": ..., "parameters": {...}}', "pass inputs"))
         inputs, parameters = data["inputs"], data.get("parameters") or {}
@@ -89,22 +110,31 @@ class EndpointHandler:
             )
         of_titles = self.scores_titles and isinstance(items[0], str)
         answer = self._titles if of_titles else self._rankings if self.scores_titles else self._labels
-        found = answer(items, dict(parameters))
-        return found[0] if single and not of_titles else found
+        rows, to_answers = answer(items, dict(parameters))
 
-    def _titles(self, titles: list[Any], parameters: dict[str, Any]) -> list[Any]:
-        """Score titles, in their order."""
+        def answer_of(logits: torch.Tensor) -> list[Any]:
+            answers = to_answers(logits)
+            return answers[0] if single and not of_titles else answers
+
+        return rows, answer_of
+
+    def _titles(self, titles: list[Any], parameters: dict[str, Any]) -> Request:
+        """Read titles to score, in their order."""
         prompt = parameters.pop("prompt", None) or ""
         problems = _unknown(parameters, "prompt, or top_k with titles in an object")
         problems += _texts(self._bare(titles), "inputs") + (
             [] if isinstance(prompt, str) else _texts([prompt], "prompt")
         )
         _raise(problems)
-        scores = self._score(titles, prompt)
-        return [{"title": title, "score": score} for title, score in zip(titles, scores, strict=True)]
 
-    def _rankings(self, items: list[Any], parameters: dict[str, Any]) -> list[Any]:
-        """Rank the titles of each object, best first; equal scores keep their order."""
+        def answer_of(logits: torch.Tensor) -> list[Any]:
+            scores = logits[:, 0].tolist()
+            return [{"title": title, "score": score} for title, score in zip(titles, scores, strict=True)]
+
+        return self._title_rows(titles, prompt), answer_of
+
+    def _rankings(self, items: list[Any], parameters: dict[str, Any]) -> Request:
+        """Read lists of titles to rank, best first; equal scores keep their order."""
         top_k, problems = _top_k(parameters)
         problems += _unknown(parameters, "top_k, or a prompt in the object")
         for index, item in enumerate(items):
@@ -117,21 +147,25 @@ class EndpointHandler:
             if not isinstance(item.get("prompt") or "", str):
                 problems += _texts([item["prompt"]], f"{where}.prompt")
         _raise(problems)
-        answers = []
-        for item in items:
-            scores = self._score(item["titles"], item.get("prompt") or "")
-            rows = zip(item["titles"], scores, torch.tensor(scores).softmax(0).tolist(), strict=True)
-            ranked = sorted(rows, key=lambda row: -row[1])
-            answers.append(
-                [
-                    {"title": title, "score": score, "probability": probability, "rank": rank}
-                    for rank, (title, score, probability) in enumerate(ranked[:top_k], start=1)
-                ]
-            )
-        return answers
+        lists = [self._title_rows(item["titles"], item.get("prompt") or "") for item in items]
 
-    def _labels(self, items: list[Any], parameters: dict[str, Any]) -> list[Any]:
-        """Return the labels of each text, best first."""
+        def answer_of(logits: torch.Tensor) -> list[Any]:
+            answers = []
+            for item, values in zip(items, logits[:, 0].split([len(rows) for rows in lists]), strict=True):
+                titles = zip(item["titles"], values.tolist(), values.softmax(0).tolist(), strict=True)
+                ranked = sorted(titles, key=lambda title: -title[1])
+                answers.append(
+                    [
+                        {"title": title, "score": score, "probability": probability, "rank": rank}
+                        for rank, (title, score, probability) in enumerate(ranked[:top_k], start=1)
+                    ]
+                )
+            return answers
+
+        return [row for rows in lists for row in rows], answer_of
+
+    def _labels(self, items: list[Any], parameters: dict[str, Any]) -> Request:
+        """Read texts to label, with the labels of each text best first."""
         top_k, problems = _top_k(parameters)
         kind = self.config.problem_type
         kind = kind or ("regression" if self.config.num_labels == 1 else "single_label_classification")
@@ -166,35 +200,38 @@ class EndpointHandler:
             max_length=self.config.max_seq_length,
             truncation=self.config.truncation,
         ).input_ids
-        logits = self._run(rows).double()
         apply: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
             "regression": lambda values: values,
             "multi_label_classification": torch.sigmoid,
         }
         # Logits of an ordinal model are log-probabilities, which softmax does not change.
-        values = apply.get(kind, lambda values: values.softmax(-1))(logits).tolist()
+        to_values = apply.get(kind, lambda values: values.softmax(-1))
         names = [self.config.id2label[index] for index in range(self.config.num_labels)]
         least = dict(zip(names, thresholds, strict=True)) if kind == "multi_label_classification" else {}
-        answers = []
-        for row in values:
-            best = [{"label": name, "score": value} for name, value in zip(names, row, strict=True)]
-            if kind != "regression":
-                best.sort(key=lambda label: -label["score"])
-            kept = [label for label in best if label["score"] >= least.get(label["label"], -math.inf)]
-            answers.append(kept[:top_k])
-        return answers
+
+        def answer_of(logits: torch.Tensor) -> list[Any]:
+            answers = []
+            for row in to_values(logits.double()).tolist():
+                best = [{"label": name, "score": value} for name, value in zip(names, row, strict=True)]
+                if kind != "regression":
+                    best.sort(key=lambda label: -label["score"])
+                kept = [label for label in best if label["score"] >= least.get(label["label"], -math.inf)]
+                answers.append(kept[:top_k])
+            return answers
+
+        return rows, answer_of
 
     def _bare(self, titles: Sequence[Any]) -> list[Any]:
         """Return the titles without tags, as the model reads them."""
         return [self._strip_title(title) if isinstance(title, str) else title for title in titles]
 
-    def _score(self, titles: Sequence[str], prompt: str) -> list[float]:
+    def _title_rows(self, titles: Sequence[str], prompt: str) -> list[list[int]]:
         prompts = [prompt] * len(titles) if prompt else None
-        rows = self._encode(self.tokenizer, self._bare(titles), prompts=prompts).input_ids
-        return self._run(rows)[:, 0].tolist()
+        rows: list[list[int]] = self._encode(self.tokenizer, self._bare(titles), prompts=prompts).input_ids
+        return rows
 
     @torch.inference_mode()
-    def _run(self, rows: list[list[int]]) -> torch.Tensor:
+    def run(self, rows: list[list[int]]) -> torch.Tensor:
         """Return the logits (n, L) of rows of ids, fp32 on the CPU, in the order of the rows."""
         found = []
         for start in range(0, len(rows), BATCH):
@@ -220,7 +257,7 @@ def _texts(texts: Sequence[Any], where: str) -> list[str]:
     return [
         _problem(f"{where}[{index}]" if len(texts) > 1 else where, text, TEXT, "pass a text, or drop it")
         for index, text in enumerate(texts)
-        if not isinstance(text, str) or not text.strip()
+        if not isinstance(text, str) or not text.strip() or SURROGATE.search(text)
     ]
 
 

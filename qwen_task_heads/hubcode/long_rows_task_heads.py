@@ -58,19 +58,23 @@ def cut_rows(
             code="text-too-long",
         )
     mask = torch.ones_like(input_ids) if mask is None else mask
-    found = [
-        cut_row(
-            row[real].tolist(),
-            max_length=config.max_seq_length,
-            truncation=config.truncation,
-            overlap=config.window_overlap,
-            template=config.template,
-        )
-        for row, real in zip(input_ids, mask.bool(), strict=True)
-    ]
+    found = [pieces_of(config, row[real].tolist()) for row, real in zip(input_ids, mask.bool(), strict=True)]
     batch = pad_rows([piece for row in found for piece in row], pad_id=0)
     device = input_ids.device
     return batch["input_ids"].to(device), batch["attention_mask"].to(device), [*map(len, found)]
+
+
+def pieces_of(config: Any, row: list[int]) -> list[list[int]]:
+    """Cut one row of ids by the truncation of a config; a row that fits is one piece."""
+    if config.__dict__.get("max_seq_length") is None:
+        return [row]
+    return cut_row(
+        row,
+        max_length=config.max_seq_length,
+        truncation=config.truncation,
+        overlap=config.window_overlap,
+        template=config.template,
+    )
 
 
 def aggregate(config: Any, logits: torch.Tensor, counts: list[int]) -> torch.Tensor:

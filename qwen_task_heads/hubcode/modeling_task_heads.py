@@ -25,6 +25,7 @@ from .attention_task_heads import (
 )
 from .bucketing_task_heads import buckets_of, in_order, is_distributed, take_rows
 from .configuration_task_heads import PooledClassifierConfig, TaskHeadConfig, TitleScorerConfig
+from .decision_task_heads import DecisionMixin, HeadDecisionConfig, answer_scores
 from .errors_task_heads import TaskHeadError, refuse
 from .families_task_heads import family_of
 from .head_layers_task_heads import LayerStates, join, keep_states
@@ -314,8 +315,10 @@ class TaskHeadModel(StrictLoading):
         return store.layers
 
 
-class PooledClassifier(TaskHeadModel):
+class PooledClassifier(TaskHeadModel, DecisionMixin):
     """Text classifier: single-label, multi-label, regression or ordinal.
+
+    It is also a decision model: `pipeline("decision")` answers typed questions by its head.
 
     Example:
         >>> import torch
@@ -330,6 +333,29 @@ class PooledClassifier(TaskHeadModel):
     """
 
     config_class = PooledClassifierConfig
+
+    @property
+    def decision_config(self) -> HeadDecisionConfig:
+        """Settings of `pipeline("decision")`, which encode requests as in training."""
+        return HeadDecisionConfig(self.config)
+
+    @torch.no_grad()
+    def decide(
+        self, input_ids: torch.Tensor, marks: torch.Tensor, decision_questions: list[Any], **kwargs: Any
+    ) -> list[torch.Tensor]:
+        """Return log-probabilities of the options of each question, from one pass over the state.
+
+        Args:
+            input_ids: (1, N) int64.
+            marks: not used: the pooling finds its tokens.
+            decision_questions: of `decision_config.prepare_inputs`.
+            **kwargs: not used.
+
+        Raises:
+            ValueError: a question that the head was not trained for.
+        """
+        logits = self(input_ids=input_ids.to(self.device)).logits[0].float().cpu()
+        return [answer_scores(logits, question, self.config) for question in decision_questions]
 
 
 class TitleScorer(TaskHeadModel):

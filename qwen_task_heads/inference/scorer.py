@@ -328,6 +328,10 @@ class Scorer:
             code="model-type",
         )
 
+    def run_ids(self, rows: list[list[int]]) -> torch.Tensor:
+        """Return logits (n, L) of n rows of ids with the template, fp32 on the CPU, in their order."""
+        return self._run(rows)
+
     def _run(self, rows: list[list[int]], *, of_list: bool = False) -> torch.Tensor:
         """Return logits (n, L) of n rows of ids, fp32 on the CPU, in their order.
 

@@ -40,7 +40,7 @@ from qwen_task_heads import (
 )
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.export.reward_model import export_reward_model
-from qwen_task_heads.export.stock import serve_command
+from qwen_task_heads.export.servers import serve_command
 from qwen_task_heads.inference.engine_options import EngineSpec, PromptOptions
 from qwen_task_heads.publishing.formats import read_run, refuse_local_base
 from qwen_task_heads.publishing.publish import publish
@@ -510,10 +510,17 @@ def test_a_folder_that_is_not_empty(full: Path, tmp_path: Path) -> None:
 
 
 def test_a_server_command_of_a_folder_without_an_export(full: Path, tmp_path: Path) -> None:
-    with refused("export/stock.py::serve_command::str(folder)") as found:
-        serve_command(full)
+    with refused("export/servers.py::_read::str(folder)") as found:
+        serve_command(tmp_path)
     assert found[0].fix == "export the model first"
     assert serve_command(export_stock(str(full), folder=tmp_path / "out"))
+
+
+def test_a_server_command_of_an_adapter(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["PooledClassifier"]}', encoding="utf-8")
+    with refused("export/servers.py::_read::str(folder)#2") as found:
+        serve_command(tmp_path)
+    assert found[0].fix == "publish it by qth publish --form merged or --form stock"  # as in test_publish
 
 
 def test_settings_that_no_graph_supports(classifier: Any, tmp_path: Path) -> None:

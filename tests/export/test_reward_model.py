@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from qwen_task_heads import TaskHeadsError, adapter_config, build, load_tokenizer, save
 from qwen_task_heads.export import reward_model
 from qwen_task_heads.export.reward_model import export_reward_model, reference_logits
-from qwen_task_heads.export.stock import export_stock, serve_command
+from qwen_task_heads.export.stock import export_stock
 from qwen_task_heads.hubcode.encoding_task_heads import encode, pad_rows
 from qwen_task_heads.tokenization.templates import Template, bind_template, compile_template
 
@@ -183,24 +182,6 @@ def test_the_stock_export_refers_to_this_one(bases: dict[str, str], shake: Any, 
         export_stock(model, tokenizer=tokenizer, folder=tmp_path / "out")
     assert [(one.code, one.where) for one in caught.value.problems] == [("model-unsupported", "head")]
     assert "export_reward_model()" in caught.value.problems[0].fix
-
-
-def test_the_commands_that_serve_exports(bases: dict[str, str], shake: Any, tmp_path: Path) -> None:
-    model, tokenizer = prepared(bases["qwen2"], shake)
-    folder = export_reward_model(model, tokenizer=tokenizer, folder=tmp_path / "a model")
-    words = ["vllm", "serve", str(folder), "--runner", "pooling", "--max-model-len", str(LIMIT)]
-    assert shlex.split(serve_command(folder)) == [*words, "--pooler-config", '{"use_activation": false}']
-    model, tokenizer = build(bases["qwen2"]), load_tokenizer(bases["qwen2"])
-    compile_template(tokenizer, template=None, model_type="qwen2")
-    folder = export_stock(model, tokenizer=tokenizer, folder=tmp_path / "stock")
-    assert serve_command(folder) == f"vllm serve {folder} --runner pooling"
-    saved = save(model, tokenizer=tokenizer, folder=tmp_path / "saved")
-    with pytest.raises(TaskHeadsError, match="TitleScorer") as caught:
-        serve_command(saved)
-    assert [(one.code, one.where) for one in caught.value.problems] == [("model-type", str(saved))]
-    with pytest.raises(TaskHeadsError) as caught:
-        serve_command(tmp_path)
-    assert [(one.code, one.where) for one in caught.value.problems] == [("model-not-found", str(tmp_path))]
 
 
 def test_sharded_weights_are_read_together(bases: dict[str, str], shake: Any, tmp_path: Path) -> None:

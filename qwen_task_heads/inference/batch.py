@@ -1,0 +1,285 @@
+"""`BatchScorer`: a picklable callable from columns to columns, for Ray Data, Daft, Spark and plain loops.
+
+    ray.data.read_parquet("in/").map_batches(
+        BatchScorer, fn_constructor_args=("me/news",), concurrency=2, batch_size=1024
+    ).write_parquet("out/")
+
+A batch is a dictionary of columns, a pandas DataFrame or an Arrow table; the answer is of the same type, with
+further columns. Every worker loads the model at its first batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.inference.identity import model_hash
+from qwen_task_heads.inference.inputs import KEEP, rows_of
+from qwen_task_heads.inference.label_scorer import LabelScorer
+from qwen_task_heads.inference.loading import open_scorer
+from qwen_task_heads.inference.predictions import Prediction, problem_type_of
+from qwen_task_heads.inference.scorer import Scorer
+
+Columns = dict[str, list[Any]]
+
+
+class BatchScorer:
+    """Add answers to batches of columns. An invalid row gets an error, and the others are answered.
+
+    | model | columns, after `prefix` |
+    |---|---|
+    | single-label | `label`, `probability` |
+    | ordinal | `label`, `probability`, `expected_rank` |
+    | multi-label | `labels` |
+    | regression | `score`, or one per output by its name |
+    | title scorer, `title` column | `score` |
+    | title scorer, `titles` column of lists | `scores`, `probabilities`, `best` |
+    | all | `error`, `model_revision`, `model_hash` |
+
+    Answers equal those of `Scorer.predict` and `recipes/predict.py` on the same rows.
+
+    Args:
+        model: repo id or folder of a classifier, title scorer or generative classifier.
+        text: column of texts.
+        text_pair: column of second texts; None for none.
+        title: column of titles, one per row.
+        titles: column of lists of titles, which share the prompt of their row; replaces `title`.
+        prompt: column of prompts; None for none.
+        prefix: prefix of the added columns.
+        probabilities: add `probabilities`, a list per row in the order of `id2label`.
+        threshold: see `Scorer.predict`.
+        abstain: see `Scorer.predict`.
+        revision: branch, tag or commit.
+        hub: hub of the id.
+        device: `auto` for the GPU if there is one.
+        dtype: dtype of the backbone.
+        batch_tokens: tokens per batch; the default of the scorer if None.
+
+    Raises:
+        TaskHeadsError: at a call: no such model, a column that is missing, or one that exists already.
+
+    Example:
+        >>> import tempfile
+        >>> from qwen_task_heads import build, load_tokenizer, save
+        >>> from qwen_task_heads.inference.batch import BatchScorer
+        >>> model = build("embedded", task="pooled_classifier", labels=["sport", "trade"])
+        >>> folder = save(model, tokenizer=load_tokenizer("embedded"), folder=tempfile.mkdtemp())
+        >>> answers = BatchScorer(str(folder))({"text": ["A match", ""], "id": [1, 2]})
+        >>> sorted(answers)[:4]
+        ['id', 'predicted_error', 'predicted_label', 'predicted_model_hash']
+        >>> answers["predicted_error"][0] is None, "text" in answers["predicted_error"][1]
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        text: str = "text",
+        text_pair: str | None = None,
+        title: str = "title",
+        titles: str | None = None,
+        prompt: str | None = None,
+        prefix: str = "predicted_",
+        probabilities: bool = False,
+        threshold: float | None = None,
+        abstain: float | None = None,
+        revision: str | None = None,
+        hub: str = "huggingface",
+        device: str = "auto",
+        dtype: torch.dtype | str = "auto",
+        batch_tokens: int | None = None,
+    ) -> None:
+        self.model, self.revision, self.hub = str(model), revision, hub
+        self.text, self.text_pair = text, text_pair
+        self.title, self.titles, self.prompt = title, titles, prompt
+        self.prefix, self.probabilities = prefix, probabilities
+        self.options = {
+            name: value
+            for name, value in {"threshold": threshold, "abstain": abstain}.items()
+            if value is not None
+        }
+        self.loading: dict[str, Any] = {"device": device, "dtype": dtype, "batch_tokens": batch_tokens}
+        self._scorer: Scorer | LabelScorer | None = None
+        self._identity: dict[str, str | None] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the options without the model, which each worker loads itself."""
+        return {**self.__dict__, "_scorer": None}
+
+    def __call__(self, batch: Any) -> Any:
+        """Return a batch with the columns of the answers, of the same type.
+
+        Args:
+            batch: a dictionary of columns, a pandas DataFrame or an Arrow table, of n rows.
+        """
+        columns = _columns_of(batch)
+        answers = self._answers(columns)
+        taken = [name for name in answers if name in columns]
+        if taken:
+            raise TaskHeadsError(
+                [
+                    Problem(
+                        f"column {name!r}",
+                        "found it in the batch",
+                        "a new name",
+                        "choose another prefix=",
+                        code="column-ambiguous",
+                    )
+                    for name in taken
+                ]
+            )
+        return _with_columns(batch, answers)
+
+    def frames(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Yield the answers of an iterator of batches, as Spark's `mapInPandas` calls functions."""
+        return map(self, batches)
+
+    @property
+    def scorer(self) -> Scorer | LabelScorer:
+        """The model of this process, loaded at the first use."""
+        if self._scorer is None:
+            self._scorer = open_scorer(
+                self.model, revision=self.revision, hub=self.hub, progress=False, **self.loading
+            )
+            self._identity = {
+                "model_revision": getattr(self._scorer.model.config, "_commit_hash", None),
+                "model_hash": model_hash(self._scorer),
+            }
+        return self._scorer
+
+    def _answers(self, columns: Columns) -> Columns:
+        scorer = self.scorer
+        if isinstance(scorer, Scorer) and scorer.is_title_scorer:
+            answers = self._rankings(scorer, columns) if self.titles else self._scores(scorer, columns)
+        else:
+            answers = self._predictions(scorer, columns)
+        count = len(answers["error"])
+        answers |= {name: [value] * count for name, value in self._identity.items()}
+        return {f"{self.prefix}{name}": values for name, values in answers.items()}
+
+    def _scores(self, scorer: Scorer, columns: Columns) -> Columns:
+        prompts = [value or "" for value in self._column(columns, self.prompt)] if self.prompt else None
+        scores = scorer.score(self._column(columns, self.title), prompts=prompts, on_error=KEEP)
+        return {
+            "score": [float(score) for score in scores],
+            "error": [getattr(score, "error", None) for score in scores],
+        }
+
+    def _rankings(self, scorer: Scorer, columns: Columns) -> Columns:
+        """Score all titles of a batch together; the titles of a row share the state of its prompt."""
+        lists = [_list_of(value) for value in self._column(columns, self.titles)]
+        prompts = self._column(columns, self.prompt) if self.prompt else [""] * len(lists)
+        flat = [title for titles in lists for title in titles]
+        contexts = [prompt or "" for prompt, titles in zip(prompts, lists, strict=True) for _ in titles]
+        scores = iter(scorer.score(flat, prompts=contexts if self.prompt else None, on_error=KEEP))
+        answers: Columns = {"scores": [], "probabilities": [], "best": [], "error": []}
+        for titles in lists:
+            found = [next(scores) for _ in titles]
+            errors = [error for score in found if (error := getattr(score, "error", None))]
+            if not titles:
+                errors = [f"column {self.titles!r}: the list is empty. Expected titles. Fix: drop the row."]
+            values = torch.tensor([float(score) for score in found], dtype=torch.float64)
+            answers["scores"].append(values.tolist())
+            answers["probabilities"].append(None if errors else values.softmax(0).tolist())
+            answers["best"].append(None if errors else titles[int(values.argmax())])
+            answers["error"].append("\n".join(errors) or None)
+        return answers
+
+    def _predictions(self, scorer: Scorer | LabelScorer, columns: Columns) -> Columns:
+        options: dict[str, Any] = {**self.options, "on_error": KEEP}
+        if self.text_pair:
+            options["text_pairs"] = [value or "" for value in self._column(columns, self.text_pair)]
+        found = scorer.predict(self._column(columns, self.text), **options)
+        kind = problem_type_of(scorer.config)
+        answers: Columns = {}
+        if kind == "multi_label_classification":
+            answers["labels"] = [None if row.error else list(row.labels or ()) for row in found]
+        elif kind == "regression":
+            names = ["score"] if scorer.config.num_labels == 1 else list(scorer.config.id2label.values())
+            for index, name in enumerate(names):
+                answers[name] = [_value(row, index) for row in found]
+        else:
+            answers["label"] = [row.label for row in found]
+            answers["probability"] = [row.probability for row in found]
+            if kind == "ordinal":
+                answers["expected_rank"] = [row.expected_rank for row in found]
+        if self.probabilities and kind != "regression":
+            answers["probabilities"] = [
+                None if row.error else list(row.probabilities.values()) for row in found
+            ]
+        return {**answers, "error": [row.error for row in found]}
+
+    def _column(self, columns: Columns, name: str | None) -> list[Any]:
+        if name not in columns:
+            raise TaskHeadsError(
+                Problem(
+                    f"column {name!r}",
+                    f"found the columns {', '.join(columns)}",
+                    "a column of texts",
+                    "name it by text=, title=, titles=, text_pair= or prompt=",
+                    code="column-missing",
+                )
+            )
+        return columns[name]
+
+
+def _value(row: Prediction, index: int) -> float:
+    """Return one output of a regression; NaN for an invalid row."""
+    if row.error:
+        return float("nan")
+    return list(row.scores.values())[index]
+
+
+def _list_of(value: Any) -> list[Any]:
+    return [] if value is None else rows_of("titles", value)
+
+
+def _columns_of(batch: Any) -> Columns:
+    """Return the columns of a batch as lists; null values of pandas and Arrow are None."""
+    if isinstance(batch, Mapping):
+        return {name: [_plain(value) for value in values] for name, values in batch.items()}
+    if hasattr(batch, "to_pydict"):  # an Arrow table
+        return dict(batch.to_pydict())
+    if hasattr(batch, "to_dict") and hasattr(batch, "columns"):  # a pandas DataFrame
+        return {name: [_plain(value) for value in batch[name]] for name in batch.columns}
+    raise TaskHeadsError(
+        Problem(
+            "batch",
+            f"found a {type(batch).__name__}",
+            "a dictionary of columns, a pandas DataFrame or an Arrow table",
+            'pass columns, such as {"text": [...]}',
+            code="argument-type",
+        )
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of NumPy as one of Python; NaN, which pandas writes for null, as None."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and value != value else value
+
+
+def _with_columns(batch: Any, answers: Columns) -> Any:
+    if isinstance(batch, Mapping):
+        arrays = any(isinstance(values, np.ndarray) for values in batch.values())
+        return {**batch, **(answers if not arrays else {k: _array(v) for k, v in answers.items()})}
+    if hasattr(batch, "to_pydict"):
+        for name, values in answers.items():
+            batch = batch.append_column(name, [values])
+        return batch
+    return batch.assign(**answers)
+
+
+def _array(values: Sequence[Any]) -> np.ndarray[Any, Any]:
+    """Return a NumPy array: of floats, or of objects for texts, lists and missing values."""
+    if all(isinstance(value, float) for value in values):
+        return np.array(values)
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array

@@ -1,0 +1,255 @@
+"""The HTTP server on loopback: equal to the `Scorer`, refusals with codes, limits, metrics."""
+
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.client import HTTPConnection
+
+import pytest
+import torch
+import uvicorn
+
+from qwen_task_heads import Scorer, build, load_tokenizer
+from qwen_task_heads.serving.app import create_app
+from qwen_task_heads.serving.arguments import RequestLimits
+from qwen_task_heads.serving.limits import HeaderTimeoutProtocol
+
+LIMITS = RequestLimits(body_bytes=20_000, rows=50, read_seconds=0.5, answer_seconds=20)
+TEXTS = [f"Why was transfer {number} declined? " + "please " * (number % 17) for number in range(64)]
+
+
+class Client:
+    """Requests to one server."""
+
+    def __init__(self, port):
+        self.port = port
+
+    def send(self, path, body=None, *, headers=None, raw=None):
+        """Send one request; return its status and its JSON, or the text of other answers."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
+        data = raw if raw is not None else json.dumps(body).encode() if body is not None else None
+        headers = {"Content-Type": "application/json", **(headers or {})}
+        chunked = "Transfer-Encoding" in headers
+        connection.request("GET" if data is None else "POST", path, data, headers, encode_chunked=chunked)
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        is_json = answer.getheader("content-type", "").startswith("application/json")
+        return answer.status, json.loads(content) if is_json else content.decode()
+
+
+@contextmanager
+def running(scorer, *, token=None, limits=LIMITS, **options):
+    """Serve a model on a free port of loopback."""
+    app = create_app(scorer, name="model", limits=limits, token=token, **options)
+    protocol = type("Protocol", (HeaderTimeoutProtocol,), {"read_seconds": limits.read_seconds})
+    server = uvicorn.Server(uvicorn.Config(app, http=protocol, ws="none", log_level="error"))
+    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield Client(listener.getsockname()[1])
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def scorer_of(**options):
+    torch.manual_seed(0)
+    return Scorer(build("embedded", **options), tokenizer=load_tokenizer("embedded"))
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    """A classifier with three labels."""
+    return scorer_of(task="pooled_classifier", labels=["card", "cash", "transfer"])
+
+
+@pytest.fixture(scope="module")
+def ranker():
+    """A title scorer."""
+    return scorer_of()
+
+
+@pytest.fixture(scope="module")
+def client(classifier):
+    """A served classifier."""
+    with running(classifier) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def titles(ranker):
+    """A served title scorer."""
+    with running(ranker) as client:
+        yield client
+
+
+def codes(answer):
+    """Return the codes and places of a refusal."""
+    return [(problem["code"], problem["where"]) for problem in answer["error"]["problems"]]
+
+
+def test_classify_equals_the_scorer(client, classifier):
+    status, answer = client.send("/classify", {"input": TEXTS[:40]})
+    assert status == 200
+    for row, expected in zip(answer["data"], classifier.predict(TEXTS[:40]), strict=True):
+        assert row["label"] == expected.label
+        assert row["num_classes"] == 3
+        assert row["probs"] == pytest.approx(list(expected.probabilities.values()), abs=1e-6)
+    assert answer["usage"]["prompt_tokens"] > 0
+
+
+def test_clients_at_once_get_the_answers_of_their_own_texts(client, classifier):
+    expected = classifier.predict(TEXTS)
+
+    def ask(index):
+        return client.send("/classify", {"input": TEXTS[index]})
+
+    with ThreadPoolExecutor(32) as pool:
+        answers = list(pool.map(ask, range(64)))
+    for (status, answer), prediction in zip(answers, expected, strict=True):
+        assert status == 200
+        probabilities = list(prediction.probabilities.values())
+        assert answer["data"][0]["probs"] == pytest.approx(probabilities, abs=1e-6)
+    _, metrics = client.send("/metrics")
+    rows = sum(float(line.split()[-1]) for line in metrics.splitlines() if line.startswith("qth_rows_total"))
+    batches = [line for line in metrics.splitlines() if line.startswith("qth_batch_rows_count")]
+    assert float(batches[0].split()[-1]) < rows  # requests ran together
+
+
+def test_rank_equals_the_scorer(titles, ranker):
+    names = ["A plain title", "One Weird Title", "You won't believe this"]
+    for prompt in ("", "An article about titles"):
+        status, answer = titles.send("/rank", {"titles": names, "prompt": prompt, "top_k": 2})
+        expected = ranker.rank(names, prompt=prompt, top_k=2)
+        assert status == 200
+        assert [row["title"] for row in answer["data"]] == [row.title for row in expected]
+        for row, title in zip(answer["data"], expected, strict=True):
+            assert row["score"] == pytest.approx(title.score, abs=1e-5)
+            assert row["rank"] == title.rank
+            assert row["probability"] == pytest.approx(title.probability, abs=1e-6)
+
+
+def test_predict_answers_requests_of_inference_endpoints(client, classifier):
+    status, answer = client.send("/predict", {"inputs": TEXTS[0], "parameters": {"top_k": 1}})
+    best = classifier.predict(TEXTS[:1])[0].ranked[0]
+    assert status == 200
+    assert answer == [{"label": best[0], "score": pytest.approx(best[1], abs=1e-6)}]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code", "where"),
+    [
+        ("/classify", {"input": ["good", "  "]}, 400, "request-invalid", "inputs[1].text"),
+        ("/classify", {"input": []}, 400, "request-invalid", "inputs"),
+        ("/classify", {"text": "x"}, 400, "request-invalid", "body.input"),
+        ("/classify", {"input": "x", "top_k": 1}, 400, "request-invalid", "body.top_k"),
+        ("/classify", {"input": ["x"] * 51}, 413, "request-too-large", "inputs"),
+        ("/predict", {"inputs": {"text": 3}}, 400, "request-invalid", "inputs[0].text"),
+        ("/predict", {"inputs": "x", "parameters": {"top_k": 0}}, 400, "request-invalid", "parameters.top_k"),
+        ("/rank", {"titles": ["x"]}, 404, "request-invalid", "'/rank'"),
+        ("/nothing", None, 404, "request-invalid", "'/nothing'"),
+        ("/classify", None, 405, "request-invalid", "'/classify'"),
+    ],
+)
+def test_bad_requests_are_refused_with_a_code_and_a_place(client, path, body, status, code, where):
+    answered, answer = client.send(path, body)
+    assert (answered, codes(answer)[0]) == (status, (code, where))
+    assert client.send("/classify", {"input": "good"})[0] == 200  # the next request is answered
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[1]", b'"x"', b"\xff\xfe", b'{"input": "\\ud800"}', b"NaN"])
+def test_bodies_that_are_no_requests_are_refused(client, raw):
+    status, answer = client.send("/classify", raw=raw)
+    assert status == 400
+    assert answer["error"]["code"] == "request-invalid"
+
+
+def test_large_bodies_are_refused(client):
+    status, answer = client.send("/classify", {"input": "x" * 30_000})
+    assert (status, answer["error"]["code"]) == (413, "request-too-large")
+    assert client.send("/classify", {"input": "x" * 10_000_000})[0] == 413
+    chunks = iter([b"x" * 5_000] * 10)  # chunked: without a length
+    status, answer = client.send("/classify", raw=chunks, headers={"Transfer-Encoding": "chunked"})
+    assert (status, answer["error"]["code"]) == (413, "request-too-large")
+
+
+def test_slow_clients_are_disconnected(client):
+    head = b"POST /classify HTTP/1.1\r\nHost: x\r\n"
+    for sent in (b"", head, head + b"Content-Length: 100\r\n\r\n{"):
+        with socket.create_connection(("127.0.0.1", client.port), timeout=10) as connection:
+            connection.sendall(sent)
+            answer = b""
+            while part := connection.recv(4096):  # b"" once the server has closed
+                answer += part
+            assert (b"408" in answer.split(b"\r\n")[0]) == sent.endswith(b"{")
+    assert client.send("/health")[0] == 200
+
+
+def test_a_client_that_leaves_does_not_affect_others(client):
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", client.port)) as connection:
+            body = json.dumps({"input": TEXTS[:20]}).encode()
+            head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    assert client.send("/classify", {"input": "good"})[0] == 200
+
+
+def test_the_token_opens_every_path_and_health_is_open(classifier):
+    with running(classifier, token="secret") as client:
+        assert client.send("/health")[0] == 200
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}):
+            status, answer = client.send("/classify", {"input": "x"}, headers=headers)
+            assert (status, answer["error"]["code"]) == (401, "request-denied")
+            assert client.send("/metrics", headers=headers)[0] == 401
+        headers = {"Authorization": "Bearer secret"}
+        assert client.send("/classify", {"input": "x"}, headers=headers)[0] == 200
+        _, metrics = client.send("/metrics", headers=headers)
+    assert 'status="401"' in metrics
+    assert 'endpoint="/classify",status="200"' in metrics
+
+
+def test_a_request_without_an_answer_in_time_gets_503(classifier):
+    limits = RequestLimits(answer_seconds=0.001)
+    with running(classifier, limits=limits) as client:
+        status, answer = client.send("/classify", {"input": TEXTS})
+        assert (status, answer["error"]["code"]) == (503, "server-busy")
+
+
+def test_pairs_of_texts_are_read(classifier, client):
+    status, answer = client.send("/classify", {"input": {"text": "one", "text_pair": "two"}})
+    expected = classifier.predict(["one"], text_pairs=["two"])[0]
+    assert status == 200
+    probabilities = list(expected.probabilities.values())
+    assert answer["data"][0]["probs"] == pytest.approx(probabilities, abs=1e-6)
+
+
+def test_questions_are_answered_as_by_transformers_serve(client, classifier):
+    criteria = dict.fromkeys(["transfer", "card", "cash"])
+    questions = {"intent": {"type": "choice", "criteria": criteria}, "card": {"type": "noul"}}
+    status, answer = client.send("/v1/systemone", {"state": TEXTS[0], "questions": questions})
+    known = classifier.predict(TEXTS[:1])[0].probabilities
+    assert status == 200
+    assert answer["answers"]["intent"]["probabilities"] == pytest.approx(known, abs=1e-6)
+    assert answer["answers"]["card"]["noul"] == pytest.approx(known["card"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"state": "x", "questions": {}},
+        {"state": "", "questions": {"card": {"type": "noul"}}},
+        {"state": "x", "questions": {"card": {"type": "essay"}}},
+        {"state": "x", "questions": {"weather": {"type": "choice", "criteria": {"rain": None}}}},
+    ],
+)
+def test_bad_questions_are_refused(client, body):
+    status, answer = client.send("/v1/systemone", body)
+    assert (status, answer["error"]["code"]) == (400, "request-invalid")
