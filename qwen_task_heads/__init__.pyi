@@ -17,9 +17,12 @@ from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier as Pool
 from qwen_task_heads.hubcode.modeling_task_heads import TitleScorer as TitleScorer
 from qwen_task_heads.inference.arguments import ComparisonArguments as ComparisonArguments
 from qwen_task_heads.inference.arguments import PredictArguments as PredictArguments
+from qwen_task_heads.inference.arguments import ScoreArguments as ScoreArguments
 from qwen_task_heads.inference.batch import BatchScorer as BatchScorer
 from qwen_task_heads.inference.batch_prediction import predict_file as predict_file
 from qwen_task_heads.inference.label_scorer import LabelScorer as LabelScorer
+from qwen_task_heads.inference.parquet_files import pending_files as pending_files
+from qwen_task_heads.inference.parquet_files import score_file as score_file
 from qwen_task_heads.inference.rewards import TitleReward as TitleReward
 from qwen_task_heads.inference.scorer import Scorer as Scorer
 from qwen_task_heads.models import adapter_config as adapter_config

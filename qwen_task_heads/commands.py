@@ -27,6 +27,7 @@ COMMANDS = {
     "sweep": Command("sweep_heads", "Find layers, pooling and head on a frozen backbone."),
     "grpo": Command("grpo_titles", "Train a title generator with a title scorer as its reward."),
     "predict": Command("predict", "Label or score texts, or the rows of a file.", PREDICT_USAGE),
+    "score": Command("score_ray", "Label or score Parquet files with Ray, on one machine or a cluster."),
     "compare": Command("compare", "Compare engines and baselines on the same rows."),
     "publish": Command("publish", "Verify a finished run and publish it to a hub."),
     "serve": Command("serve", "Serve a classifier or title scorer over HTTP.", "--model MODEL [options]"),

@@ -42,6 +42,7 @@ GROUPS = {
     "QueryArguments": "Texts on the command line",
     "ComparisonArguments": "Comparison",
     "ServeArguments": "Server",
+    "ScoreArguments": "Files",
 }
 
 # Inherited options that most runs use, with the group that lists them.
@@ -106,7 +107,12 @@ def read() -> dict[str, list[dict[str, Any]]]:
 def build() -> dict[str, list[dict[str, Any]]]:
     """Return the same from the dataclasses; this imports transformers and trl."""
     from qwen_task_heads.data.inspection import DataCheckArguments
-    from qwen_task_heads.inference.arguments import ComparisonArguments, PredictArguments, QueryArguments
+    from qwen_task_heads.inference.arguments import (
+        ComparisonArguments,
+        PredictArguments,
+        QueryArguments,
+        ScoreArguments,
+    )
     from qwen_task_heads.publishing.options import PublishOptions
     from qwen_task_heads.serving.arguments import ServeArguments
     from qwen_task_heads.training import (
@@ -139,6 +145,7 @@ def build() -> dict[str, list[dict[str, Any]]]:
         "compare": (ComparisonArguments,),
         "publish": (PublishOptions,),
         "serve": (ServeArguments,),
+        "score": (ScoreArguments,),
     }
     return {command: options_of(classes) for command, classes in groups.items()}
 

@@ -15,11 +15,11 @@ def install() -> None:
 
     PEFT is registered when it is imported: that takes seconds, and predictions do not need it.
     """
-    import transformers
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
     from transformers.pipelines import PIPELINE_REGISTRY
 
     from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig, TitleScorerConfig
+    from qwen_task_heads.hubcode.decision_task_heads import HAS_DECISIONS
     from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TaskHeadModel, TitleScorer
     from qwen_task_heads.hubcode.pipeline_task_heads import TitleRankingPipeline
 
@@ -27,8 +27,10 @@ def install() -> None:
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModel.register(config, model, exist_ok=True)
         AutoModelForSequenceClassification.register(config, model, exist_ok=True)
-    if hasattr(transformers, "AutoModelForDecision"):  # transformers 5.23
-        transformers.AutoModelForDecision.register(PooledClassifierConfig, PooledClassifier, exist_ok=True)
+    if HAS_DECISIONS:
+        from transformers import AutoModelForDecision
+
+        AutoModelForDecision.register(PooledClassifierConfig, PooledClassifier, exist_ok=True)
     PIPELINE_REGISTRY.register_pipeline(
         "title-ranking", TitleRankingPipeline, pt_model=AutoModelForSequenceClassification, type="text"
     )

@@ -14,39 +14,17 @@ resumes: files that exist are kept. An actor that dies is started again, and its
 
 import sys
 import time
-from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser
-
-from qwen_task_heads import run_recipe
-from qwen_task_heads.inference.parquet_files import pending_files, score_file
-
-
-@dataclass
-class ScoreArguments:
-    """Options of the recipe."""
-
-    model: str = field(metadata={"help": "Folder or repo id of a model."})
-    input: str = field(metadata={"help": "Parquet file, or folder of Parquet files."})
-    output: str = field(metadata={"help": "Folder of the answers."})
-    actors: int = field(default=1, metadata={"help": "Models that are loaded and work at once."})
-    gpus: float = field(default=0, metadata={"help": "GPUs per actor."})
-    text: str = field(default="text", metadata={"help": "Column of texts."})
-    title: str = field(default="title", metadata={"help": "Column of titles, for a title scorer."})
-    prompt: str | None = field(default=None, metadata={"help": "Column of prompts, for a title scorer."})
-    batch_rows: int = field(default=1024, metadata={"help": "Rows read and scored at a time."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
+from qwen_task_heads import BatchScorer, ScoreArguments, pending_files, run_recipe, score_file
 
 
 def main() -> None:
     """Score the files that have no output yet."""
-    (args,) = HfArgumentParser(ScoreArguments, description=__doc__).parse_args_into_dataclasses()
+    args = ScoreArguments.from_command_line()
     files = pending_files(args.input, args.output)  # before Ray, which takes seconds
     import ray
     from ray.util import ActorPool
     from tqdm.auto import tqdm
-
-    from qwen_task_heads.inference.batch import BatchScorer
 
     @ray.remote(num_gpus=args.gpus, max_restarts=-1, max_task_retries=-1)
     class Actor:

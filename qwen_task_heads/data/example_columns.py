@@ -78,7 +78,7 @@ def with_groups(pairs: Sequence[PairExample], groups: Mapping[int, str]) -> Sequ
 def coded_targets(examples: Sequence[TextExample]) -> tuple[NDArray[np.int32], Sequence[CodedTarget]]:
     """Return a code for each row, and the `(target, soft, candidates)` of each code.
 
-    The code of a score stands for all scores of its source.
+    The code of a score is that of all scores of its source.
     """
     if isinstance(examples, Joined):
         parts = [coded_targets(part) for part in examples.parts]

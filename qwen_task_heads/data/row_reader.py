@@ -141,7 +141,7 @@ def blank_defect(text: str, *, visible: str) -> str:
     """Return the defect of a text without any visible character, "" for other texts.
 
     Args:
-        text: as it stands in the row.
+        text: as it is in the row.
         visible: the part of it that is read, such as the text without tags.
     """
     # `all` stops at the first visible character; strip() alone keeps zero-width and control characters.

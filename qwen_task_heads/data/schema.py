@@ -78,7 +78,7 @@ TEXTS = (
     TextColumns(("text",)),
     TextColumns(("sentence",)),
     TextColumns(("content",), rank=2, without="title"),
-    # Alpaca joins them in its prompt; beside a text column, the instruction is a prompt and not the text.
+    # Alpaca joins them in its prompt; with a text column, the instruction is a prompt and not the text.
     TextColumns(("instruction", "input"), answer="output", are_joined=True, rank=1),
     TextColumns(("instruction",), answer="output", are_joined=True, rank=1),
 )

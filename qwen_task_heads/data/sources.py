@@ -114,7 +114,7 @@ def open_source(
         TaskHeadsError: see `read_rows`.
     """
     source = os.fspath(source)
-    hub_named(hub)  # an unknown hub is an error, also beside a path
+    hub_named(hub)  # an unknown hub is an error, also with a path
     if os.path.isdir(source) and is_saved_dataset(source):
         return [open_saved(source, split)]
     if os.path.isdir(source):

@@ -25,6 +25,7 @@ import json
 from typing import Any
 
 import torch
+from transformers import ProcessorMixin
 
 from .configuration_task_heads import PooledClassifierConfig
 from .encoding_task_heads import encode_texts
@@ -34,7 +35,10 @@ try:
     from transformers import DecisionConfig
     from transformers.decision import parse_questions
     from transformers.decision.modeling_utils import DecisionMixin
+
+    HAS_DECISIONS = True
 except ImportError:  # transformers before 5.23 has no decision models
+    HAS_DECISIONS = False
 
     class DecisionMixin:  # type: ignore[no-redef]
         """Marks decision models, where transformers has them."""
@@ -83,7 +87,7 @@ class HeadDecisionConfig(DecisionConfig):
             _check(question, self._config)
         text, other = self._texts(request["state"])
         rows = encode_texts(
-            getattr(processor, "tokenizer", processor),
+            processor.tokenizer if isinstance(processor, ProcessorMixin) else processor,
             [text],
             text_pairs=None if other is None else [other],
             max_length=self._config.max_seq_length,
@@ -137,7 +141,7 @@ def answer_scores(logits: torch.Tensor, question: Any, config: PooledClassifierC
 def _interpolated(value: torch.Tensor, *, levels: int) -> torch.Tensor:
     """Return log-probabilities of two neighbouring levels whose mean is the value, within the levels."""
     value = value.clamp(0, levels - 1)
-    lower = int(value.floor().clamp(max=max(0, levels - 2)))
+    lower = int(torch.trunc(value).clamp(max=max(0, levels - 2)))
     probabilities = torch.zeros(levels, dtype=value.dtype)
     probabilities[lower] = 1 - (value - lower)
     if levels > 1:

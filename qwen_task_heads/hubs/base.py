@@ -196,7 +196,7 @@ class Hub(ABC):
 
     @classmethod
     def extra_files(cls, *, generates: bool) -> dict[str, dict[str, Any]]:
-        """Return JSON files that the hub reads beside a model, by name; `generates`: it writes text."""
+        """Return JSON files that the hub reads next to a model, by name; `generates`: it writes text."""
         return {}
 
     def commit_info(self, **fields: str) -> Any:

@@ -223,3 +223,19 @@ class ComparisonArguments(CommandLineOptions):
         """
         counts = {f"--{name}": vars(self)[name] for name in COUNTS}
         return parse_engines(self.engines, asking=self.prompt_options(), counts=counts)
+
+
+@dataclass(kw_only=True)
+class ScoreArguments(CommandLineOptions):
+    """Options of `recipes/score_ray.py`."""
+
+    model: str = field(metadata={"help": "Folder or repo id of a model."})
+    input: str = field(metadata={"help": "Parquet file, or folder of Parquet files."})
+    output: str = field(metadata={"help": "Folder of the answers."})
+    actors: int = field(default=1, metadata={"help": "Models that are loaded and work at once."})
+    gpus: float = field(default=0, metadata={"help": "GPUs per actor."})
+    text: str = field(default="text", metadata={"help": "Column of texts."})
+    title: str = field(default="title", metadata={"help": "Column of titles, for a title scorer."})
+    prompt: str | None = field(default=None, metadata={"help": "Column of prompts, for a title scorer."})
+    batch_rows: int = field(default=1024, metadata={"help": "Rows read and scored at a time."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})

@@ -11,7 +11,7 @@ further columns. Every worker loads the model at its first batch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,10 +21,36 @@ from qwen_task_heads.inference.identity import model_hash
 from qwen_task_heads.inference.inputs import KEEP, rows_of
 from qwen_task_heads.inference.label_scorer import LabelScorer
 from qwen_task_heads.inference.loading import open_scorer
-from qwen_task_heads.inference.predictions import Prediction, problem_type_of
+from qwen_task_heads.inference.predictions import FailedScore, Prediction, problem_type_of
 from qwen_task_heads.inference.scorer import Scorer
 
 Columns = dict[str, list[Any]]
+
+
+@runtime_checkable
+class ArrowTable(Protocol):
+    """A table or a batch of rows of Arrow."""
+
+    def to_pydict(self) -> dict[str, list[Any]]:
+        """Return the columns as lists."""
+        ...
+
+    def append_column(self, name: str, values: Any) -> Any:
+        """Return a table with one more column."""
+        ...
+
+
+@runtime_checkable
+class DataFrame(Protocol):
+    """A table of pandas."""
+
+    columns: Any
+
+    def assign(self, **columns: Any) -> Any:
+        """Return a table with more columns."""
+        ...
+
+    def __getitem__(self, name: str) -> Any: ...
 
 
 class BatchScorer:
@@ -147,7 +173,7 @@ class BatchScorer:
                 self.model, revision=self.revision, hub=self.hub, progress=False, **self.loading
             )
             self._identity = {
-                "model_revision": getattr(self._scorer.model.config, "_commit_hash", None),
+                "model_revision": self._scorer.model.config.__dict__.get("_commit_hash"),
                 "model_hash": model_hash(self._scorer),
             }
         return self._scorer
@@ -167,7 +193,7 @@ class BatchScorer:
         scores = scorer.score(self._column(columns, self.title), prompts=prompts, on_error=KEEP)
         return {
             "score": [float(score) for score in scores],
-            "error": [getattr(score, "error", None) for score in scores],
+            "error": [_error_of(score) for score in scores],
         }
 
     def _rankings(self, scorer: Scorer, columns: Columns) -> Columns:
@@ -180,7 +206,7 @@ class BatchScorer:
         answers: Columns = {"scores": [], "probabilities": [], "best": [], "error": []}
         for titles in lists:
             found = [next(scores) for _ in titles]
-            errors = [error for score in found if (error := getattr(score, "error", None))]
+            errors = [error for score in found if (error := _error_of(score))]
             if not titles:
                 errors = [f"column {self.titles!r}: the list is empty. Expected titles. Fix: drop the row."]
             values = torch.tensor([float(score) for score in found], dtype=torch.float64)
@@ -228,6 +254,10 @@ class BatchScorer:
         return columns[name]
 
 
+def _error_of(score: float) -> str | None:
+    return score.error if isinstance(score, FailedScore) else None
+
+
 def _value(row: Prediction, index: int) -> float:
     """Return one output of a regression; NaN for an invalid row."""
     if row.error:
@@ -243,9 +273,9 @@ def _columns_of(batch: Any) -> Columns:
     """Return the columns of a batch as lists; null values of pandas and Arrow are None."""
     if isinstance(batch, Mapping):
         return {name: [_plain(value) for value in values] for name, values in batch.items()}
-    if hasattr(batch, "to_pydict"):  # an Arrow table
+    if isinstance(batch, ArrowTable):
         return dict(batch.to_pydict())
-    if hasattr(batch, "to_dict") and hasattr(batch, "columns"):  # a pandas DataFrame
+    if isinstance(batch, DataFrame):
         return {name: [_plain(value) for value in batch[name]] for name in batch.columns}
     raise TaskHeadsError(
         Problem(
@@ -269,7 +299,7 @@ def _with_columns(batch: Any, answers: Columns) -> Any:
     if isinstance(batch, Mapping):
         arrays = any(isinstance(values, np.ndarray) for values in batch.values())
         return {**batch, **(answers if not arrays else {k: _array(v) for k, v in answers.items()})}
-    if hasattr(batch, "to_pydict"):
+    if isinstance(batch, ArrowTable):
         for name, values in answers.items():
             batch = batch.append_column(name, [values])
         return batch

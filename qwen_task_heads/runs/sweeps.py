@@ -17,7 +17,7 @@ from qwen_task_heads.training.sweep_commands import warm_start_command
 
 
 class SweepRun(Run):
-    """A run of `recipes/sweep_heads.py`; its methods are called in the order in which they stand.
+    """A run of `recipes/sweep_heads.py`; its methods are called in their order.
 
     Example:
         >>> from qwen_task_heads import SweepRun

@@ -29,7 +29,7 @@ NEEDED = {
 
 
 class TitleGeneratorRun:
-    """A run of `recipes/grpo_titles.py`; its methods are called in the order in which they stand.
+    """A run of `recipes/grpo_titles.py`; its methods are called in their order.
 
     Args:
         task: a `TitleGeneratorArguments`.

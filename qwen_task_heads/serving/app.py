@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
@@ -48,8 +49,8 @@ def create_app(
         >>> from qwen_task_heads import Scorer, build, load_tokenizer
         >>> from qwen_task_heads.serving.app import create_app
         >>> app = create_app(Scorer(build("embedded"), tokenizer=load_tokenizer("embedded")), name="titles")
-        >>> sorted(route.path for route in app.routes if route.path in ("/rank", "/health"))
-        ['/health', '/rank']
+        >>> sorted(app.openapi()["paths"])
+        ['/health', '/metrics', '/predict', '/rank']
     """
     metrics = ServerMetrics()
     batcher = RowBatcher(
@@ -75,7 +76,8 @@ def create_app(
     async def measured(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         start = time.monotonic()
         response = await call_next(request)
-        endpoint = getattr(request.scope.get("route"), "path", "other")  # not the path: clients choose it
+        route = request.scope.get("route")  # not the path of the request: clients choose it
+        endpoint = route.path if isinstance(route, APIRoute) else "other"
         metrics.observe_request(endpoint, response.status_code, time.monotonic() - start)
         return response
 

@@ -88,12 +88,12 @@ class ServeArguments(CommandLineOptions):
         problems = [
             Problem(f"--{name}", f"found {value}", f"{low} or more", "raise it", code="option-range")
             for name, low in least.items()
-            if (value := getattr(self, name)) < low
+            if (value := vars(self)[name]) < low
         ]
         problems += [
             Problem(f"--{name}", f"found {value:g}", "more than 0", "raise it", code="option-range")
             for name in ("read_seconds", "answer_seconds")
-            if not (value := getattr(self, name)) > 0
+            if not (value := vars(self)[name]) > 0
         ]
         if not _is_loopback(self.host) and not self.token:
             problems.append(

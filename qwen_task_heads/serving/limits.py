@@ -38,7 +38,7 @@ def refusal(*problems: Problem) -> JSONResponse:
         "error": {
             "code": problems[0].code,
             "message": "\n".join(map(str, problems)),
-            "problems": [{name: getattr(problem, name) for name in fields} for problem in problems],
+            "problems": [{name: vars(problem)[name] for name in fields} for problem in problems],
         }
     }
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}

@@ -17,13 +17,13 @@ import uuid
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import transformers
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.hubcode.decision_task_heads import HAS_DECISIONS
 from qwen_task_heads.serving.limits import refusal
 from qwen_task_heads.serving.responder import Responder
 
@@ -119,7 +119,7 @@ def model_router(responder: Responder) -> APIRouter:
             "usage": _usage(tokens),
         }
 
-    if hasattr(transformers, "DecisionConfig"):  # transformers 5.23
+    if HAS_DECISIONS:
 
         @router.post("/v1/systemone")
         async def systemone(body: DecisionBody) -> dict[str, Any]:

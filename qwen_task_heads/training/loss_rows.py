@@ -1,6 +1,6 @@
 """`Loss` and `LossOption`: the rows of `losses.LOSSES`, and checks of the tensors that losses share.
 
-A row stands below its function, in `pair_losses`, `group_losses` or `text_losses`. Options, help, checks,
+A row is below its function, in `pair_losses`, `group_losses` or `text_losses`. Options, help, checks,
 documentation and tests read the rows, so that a new loss is one function and one row.
 """
 

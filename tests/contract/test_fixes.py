@@ -61,7 +61,12 @@ OUTSIDE |= {f"{name}.py": "comes while a run trains; its test mirrors the module
 PIP = "a package is missing: the fix installs one"
 HOSTILE = "a repo not to be used, which is the fix; tests/attacks/test_hostile_repos.py"
 WRAPPED = "tells an error of another site, which is followed"
+OUTSIDE["serving/"] = "requests, and a server that does not start; tests/serving"
+ASKED = "a question of a client; tests/hubcode/test_decision.py"
 WITHOUT = {
+    "hubcode/decision_task_heads.py::HeadDecisionConfig._texts::state": ASKED,
+    "hubcode/decision_task_heads.py::HeadDecisionConfig.prepare_inputs::request": ASKED,
+    "hubcode/decision_task_heads.py::_check::f'question {question.name!r}'": ASKED,
     "gguf_weights.py::_contents::--gguf_file": PIP,
     "pretrained.py::_fetch::--gguf_file": "a hub out of reach, or a file that it has not",
     "training/convex_heads.py::fit_path::rows": "an argument between our own functions",

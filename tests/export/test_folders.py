@@ -32,6 +32,7 @@ def test_the_copied_code_is_all_of_hubcode() -> None:
         "bucketing_task_heads.py",
         "card_task_heads.py",
         "configuration_task_heads.py",
+        "decision_task_heads.py",
         "early_exit_task_heads.py",
         "encoding_task_heads.py",
         "errors_task_heads.py",
