@@ -25,12 +25,12 @@ from datasets import Dataset
 from transformers import AutoTokenizer, Qwen2Config, TrainingArguments
 
 from qwen_task_heads import ClassifierTrainer, PooledClassifier, PooledClassifierConfig, adapter_config
+from qwen_task_heads.losses.registry import resolve_text_loss
 from qwen_task_heads.tokenization.collators import TextCollator
 from qwen_task_heads.training.feature_rows import TextRows, logits_of
 from qwen_task_heads.training.features import extract_features
 from qwen_task_heads.training.frozen_heads import HeadTraining, fit_head
 from qwen_task_heads.training.head_sweep import sweep_heads, text_rows
-from qwen_task_heads.training.losses import resolve_text_loss
 
 RESULTS = Path(__file__).parent / "results" / "features.json"
 VOCABULARY, BATCH, RATE, KIND = 8192, 32, 1e-3, "single_label_classification"

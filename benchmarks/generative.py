@@ -37,9 +37,9 @@ from speed_measure import Bench, Result, clocked, take_turns
 from speed_workloads import END, PAD, VOCABULARY, NoData, backbone, tokenizer
 from transformers import DynamicCache, Qwen2ForCausalLM
 
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.inference.label_scorer import LabelScorer
 from qwen_task_heads.inference.label_trie import make_trie, score_alone
+from qwen_task_heads.labels.label_map import LabelMap
 from qwen_task_heads.tokenization.label_prompts import INSTRUCTION, AnswerPrompts, Prompts
 
 DATASETS = ("banking77", "fewclue-tnews")

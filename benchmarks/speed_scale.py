@@ -25,7 +25,7 @@ from speed_workloads import (
 )
 
 from qwen_task_heads import Scorer, build, load_tokenizer
-from qwen_task_heads.training.group_losses import all_pairs
+from qwen_task_heads.losses.groups import all_pairs
 
 SIDE = 1024  # of the matrices whose product is the peak; no other shape was faster
 

@@ -28,10 +28,10 @@ from speed_workloads import (
 
 from qwen_task_heads import ClassifierTrainer, adapter_config, load_tokenizer
 from qwen_task_heads.hubcode.encoding_task_heads import encode
+from qwen_task_heads.losses.registry import resolve_text_loss
 from qwen_task_heads.training.feature_rows import TextRows
 from qwen_task_heads.training.features import extract_features
 from qwen_task_heads.training.frozen_heads import HeadTraining, fit_head
-from qwen_task_heads.training.losses import resolve_text_loss
 
 
 def has_bfloat16(bench: Bench) -> bool:

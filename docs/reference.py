@@ -13,12 +13,12 @@ from pathlib import Path
 import qwen_task_heads
 from qwen_task_heads import cli, option_catalog
 from qwen_task_heads.errors import CODES
-from qwen_task_heads.training.losses import LOSSES
+from qwen_task_heads.losses.registry import LOSSES
 
 DOCS = Path(__file__).parent
 REFERENCE = DOCS / "en" / "reference"
 MODULES = {
-    "Losses": ("training.pair_losses", "training.group_losses", "training.text_losses", "training.losses"),
+    "Losses": ("losses.pairs", "losses.groups", "losses.texts", "losses.registry"),
     "Metrics": ("metrics.ranking", "metrics.classification", "metrics.calibration", "metrics.verdicts"),
     "Pooling and heads": ("hubcode.pooling_task_heads",),
     "Frozen features": ("training.features", "training.convex_heads", "training.head_sweep"),

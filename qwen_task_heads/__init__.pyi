@@ -1,6 +1,5 @@
 """The public names, once: type checkers read this file, and `__init__.py` imports each name on first use."""
 
-from qwen_task_heads.data.labels import LabelMap as LabelMap
 from qwen_task_heads.data.pair_readers import read_pairs as read_pairs
 from qwen_task_heads.data.splits import split_by_group as split_by_group
 from qwen_task_heads.data.text_datasets import read_text_sets as read_text_sets
@@ -25,6 +24,7 @@ from qwen_task_heads.inference.parquet_files import pending_files as pending_fil
 from qwen_task_heads.inference.parquet_files import score_file as score_file
 from qwen_task_heads.inference.rewards import TitleReward as TitleReward
 from qwen_task_heads.inference.scorer import Scorer as Scorer
+from qwen_task_heads.labels.label_map import LabelMap as LabelMap
 from qwen_task_heads.models import adapter_config as adapter_config
 from qwen_task_heads.models import build as build
 from qwen_task_heads.models import load as load

@@ -22,10 +22,10 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from qwen_task_heads.data.labels import LabelMap, few_names
 from qwen_task_heads.errors import error_at
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 from qwen_task_heads.hubcode.pooling_task_heads import CumulativeLink, FloatLinear, build_head
+from qwen_task_heads.labels.label_map import LabelMap, few_names
 
 logger = logging.get_logger(__name__)
 
@@ -46,7 +46,7 @@ def relabeled(saved: LabelMap, names: Sequence[str], **stated: Sequence[Any]) ->
         TaskHeadsError: a blank or repeated name, or a field of another length.
 
     Example:
-        >>> from qwen_task_heads.data.labels import LabelMap
+        >>> from qwen_task_heads.labels.label_map import LabelMap
         >>> from qwen_task_heads.head_rows import relabeled
         >>> relabeled(LabelMap(("a",), descriptions=("first",)), ["b", "a"]).descriptions
         ('', 'first')
@@ -87,7 +87,7 @@ def check_added(
             labels are added to an ordinal head.
 
     Example:
-        >>> from qwen_task_heads.data.labels import LabelMap
+        >>> from qwen_task_heads.labels.label_map import LabelMap
         >>> from qwen_task_heads.head_rows import check_added
         >>> check_added(LabelMap(("c", "a", "b")), LabelMap(("a", "b")), problem_type=None)
     """
@@ -132,7 +132,7 @@ def rows_by_name(
 
     Example:
         >>> import torch
-        >>> from qwen_task_heads.data.labels import LabelMap
+        >>> from qwen_task_heads.labels.label_map import LabelMap
         >>> from qwen_task_heads.head_rows import rows_by_name
         >>> from qwen_task_heads.hubcode.pooling_task_heads import FloatLinear
         >>> old, new = LabelMap(("a", "b")), LabelMap(("new", "b", "a"))
@@ -199,7 +199,7 @@ def added_summary(labels: LabelMap, saved: LabelMap, *, name: str) -> str:
         One line; "" without new labels.
 
     Example:
-        >>> from qwen_task_heads.data.labels import LabelMap
+        >>> from qwen_task_heads.labels.label_map import LabelMap
         >>> from qwen_task_heads.head_rows import added_summary
         >>> added_summary(LabelMap(("a", "b", "c")), LabelMap(("b", "a")), name="the saved model")
         "labels: 2 of the saved model keep their rows of the head ('b', 'a'), 1 is new ('c'): its row starts

@@ -20,7 +20,6 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import cached_file
 
 from qwen_task_heads.adapters import adapter_config, fold_adapter, quiet_peft
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.dtypes import store_in
 from qwen_task_heads.errors import TaskHeadsError, error_at
 from qwen_task_heads.files import check_manifest
@@ -33,6 +32,7 @@ from qwen_task_heads.hubcode.loading_task_heads import find_adapter
 from qwen_task_heads.hubcode.modeling_task_heads import PooledClassifier, TaskHeadModel, TitleScorer
 from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from qwen_task_heads.hubs import HUGGINGFACE, hub_named, resolve
+from qwen_task_heads.labels.label_map import LabelMap
 from qwen_task_heads.loading_errors import as_our_errors, config_problem
 from qwen_task_heads.pretrained import is_packaged, locate, stored_name
 from qwen_task_heads.repo_checks import check_repo, check_tokenizer, commit_of, not_there

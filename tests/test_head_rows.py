@@ -12,7 +12,6 @@ from peft import get_peft_model
 from problem_assertions import raises_problem
 
 from qwen_task_heads import Scorer, TaskHeadsError, adapter_config, bind_template, build, load, save
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.head_rows import (
     added_summary,
     check_added,
@@ -20,6 +19,7 @@ from qwen_task_heads.head_rows import (
     fold_temperature,
     relabeled,
 )
+from qwen_task_heads.labels.label_map import LabelMap
 from qwen_task_heads.models import saved_task
 
 IDS = torch.randint(1, 128, (3, 9), generator=torch.Generator().manual_seed(0))

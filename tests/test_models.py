@@ -26,8 +26,8 @@ from qwen_task_heads import (
     merge,
     save,
 )
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import run_recipe
+from qwen_task_heads.labels.label_map import LabelMap
 from qwen_task_heads.models import saved_task
 
 IDS = torch.randint(1, 128, (3, 9), generator=torch.Generator().manual_seed(0))

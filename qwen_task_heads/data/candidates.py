@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qwen_task_heads.data.examples import TextExample
-from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.labels.label_map import LabelMap
 
 LEAST = -1e4  # lower bound of the score of a candidate, below all real log-scores and margins
 NEVER = 2 * LEAST  # score of any other label; its probability is 0 in float64

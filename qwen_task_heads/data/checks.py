@@ -15,9 +15,9 @@ import numpy as np
 
 from qwen_task_heads.data.example_columns import hashed, rows_containing
 from qwen_task_heads.data.examples import PairExample, TextExample
-from qwen_task_heads.data.keys import Hashes, combine, repeated, text_key, within
 from qwen_task_heads.data.sequences import blocks, index, pick
 from qwen_task_heads.errors import Problem, shorten
+from qwen_task_heads.sources.keys import Hashes, combine, repeated, text_key, within
 
 SHOWN = 3  # sources named in a line of a report
 CONTROL = re.compile(r"<\|[a-z0-9_]{1,40}\|>|</?(?:think|tool_call|tool_response)>")  # tokens of Qwen models

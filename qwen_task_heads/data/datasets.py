@@ -20,10 +20,10 @@ from typing import Generic, TypeVar
 
 from qwen_task_heads.data.checks import find_overlaps
 from qwen_task_heads.data.examples import PairExample, TextExample
-from qwen_task_heads.data.hub_datasets import NoSuchSplit
 from qwen_task_heads.data.lookups import LookupReport
 from qwen_task_heads.data.sequences import Example
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.sources.hub_datasets import NoSuchSplit
 
 Read = TypeVar("Read")
 SALTS = {"dev": "", "test": "test"}  # of the hashes, so that the two cuts are independent

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from qwen_task_heads.data.example_tables import GroupTable, PairTable, Target, TextTable
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
-from qwen_task_heads.data.keys import KEYS, Hashes, hash_keys
 from qwen_task_heads.data.sequences import Example, Joined, Table
 from qwen_task_heads.data.stores import Numbers
+from qwen_task_heads.sources.keys import KEYS, Hashes, hash_keys
 
 CodedTarget = tuple[Target, tuple[float, ...] | None, tuple[str, ...]]
 EMPTY_GROUP, EMPTY_TEXT, EMPTY_PROMPT = hash_keys(KEYS[name]("") for name in ("group", "text_b", "prompt"))

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
-from qwen_task_heads.data.keys import KEYS, Hashes
 from qwen_task_heads.data.sequences import Table, hashes_at, spans
 from qwen_task_heads.data.stores import Numbers, Places, Texts
+from qwen_task_heads.sources.keys import KEYS, Hashes
 
 Target = Any  # of a `TextExample`
 

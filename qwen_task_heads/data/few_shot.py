@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 
 from qwen_task_heads.data.examples import TextExample
-from qwen_task_heads.data.keys import text_key
-from qwen_task_heads.data.labels import LabelMap, few_names
 from qwen_task_heads.data.splits import hash_rows
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 from qwen_task_heads.hubcode.encoding_task_heads import as_list
+from qwen_task_heads.labels.label_map import LabelMap, few_names
+from qwen_task_heads.sources.keys import text_key
 
 Shots = tuple[tuple[str, str], ...]  # (text, label name)
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from qwen_task_heads.data.json_files import FileProblem
 from qwen_task_heads.data.text_datasets import TextSets, read_text_sets
 from qwen_task_heads.data.title_datasets import TitleSets, read_title_sets
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubs import HUBS, HUGGINGFACE
+from qwen_task_heads.sources.json_files import FileProblem
 
 COMMANDS = {"texts": "classify", "titles": "titles"}  # task -> the command that trains on it
 

@@ -21,12 +21,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
-from qwen_task_heads.data.label_files import is_whole
 from qwen_task_heads.data.label_values import are_codes
-from qwen_task_heads.data.labels import SHOWN, LabelMap
 from qwen_task_heads.data.raw_texts import RawTarget, RowProblem
 from qwen_task_heads.data.schema import ANSWERS
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
+from qwen_task_heads.labels.label_files import is_whole
+from qwen_task_heads.labels.label_map import SHOWN, LabelMap
 
 FREE_ROWS = 20  # minimum number of rows to refuse labels that are nearly as many as the rows
 CORRECT_NAME = "correct one of the two, or drop the column of names"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from qwen_task_heads.data.example_columns import are_soft, label_counts
 from qwen_task_heads.data.examples import TextExample
-from qwen_task_heads.data.keys import text_key
 from qwen_task_heads.data.label_schemes import Scheme
-from qwen_task_heads.data.labels import LabelMap, few_names
 from qwen_task_heads.errors import Problem, shorten
+from qwen_task_heads.labels.label_map import LabelMap, few_names
+from qwen_task_heads.sources.keys import text_key
 
 
 def one_class(train: Sequence[TextExample], scheme: Scheme, source: str) -> list[Problem]:

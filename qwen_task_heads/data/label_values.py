@@ -24,10 +24,10 @@ from functools import partial
 from typing import Any
 
 from qwen_task_heads.data.cells import MISSING, is_decimal, whole_number
-from qwen_task_heads.data.label_files import is_whole
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.raw_texts import RawTarget, RawTexts, RowProblem
 from qwen_task_heads.errors import error_at, shorten
+from qwen_task_heads.labels.label_files import is_whole
+from qwen_task_heads.labels.label_map import LabelMap
 
 SEPARATORS = {";": re.compile("[;；]"), ",": re.compile("[,，、]")}
 DIGIT = re.compile(r"\d")

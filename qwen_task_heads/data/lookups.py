@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 
 from qwen_task_heads.data.example_columns import hashed
 from qwen_task_heads.data.examples import PairExample, TextExample
-from qwen_task_heads.data.keys import Hashes, combine, within
 from qwen_task_heads.data.sequences import blocks, index, pick
+from qwen_task_heads.sources.keys import Hashes, combine, within
 
 LEVEL = 0.01  # of the sign test, which every run makes for dev and test
 Floats = NDArray[np.float64]

@@ -29,15 +29,15 @@ from qwen_task_heads.data.datasets import name_of, read_split
 from qwen_task_heads.data.example_columns import hashed, joined
 from qwen_task_heads.data.example_tables import TextTable
 from qwen_task_heads.data.examples import TextExample
-from qwen_task_heads.data.keys import Hashes, combine, within
-from qwen_task_heads.data.label_files import find_label_file
 from qwen_task_heads.data.label_schemes import Scheme, labels_of, states_ids
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.raw_texts import RawTarget, RawTexts
 from qwen_task_heads.data.sequences import pick
 from qwen_task_heads.data.splits import hash_rows
 from qwen_task_heads.data.text_targets import resolve_all
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
+from qwen_task_heads.labels.label_files import find_label_file
+from qwen_task_heads.labels.label_map import LabelMap
+from qwen_task_heads.sources.keys import Hashes, combine, within
 
 RATIO = 2.0  # own rows per row of another data set
 APART = 2.0  # a larger factor between median lengths gives a message

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from qwen_task_heads.data.json_files import FileProblem
 from qwen_task_heads.data.schema import (
     ARM_COLUMNS,
     CLICKS,
@@ -23,6 +22,7 @@ from qwen_task_heads.data.schema import (
     unknown_columns,
     unread_columns,
 )
+from qwen_task_heads.sources.json_files import FileProblem
 
 ACCEPTED = {"pairs": PAIR_COLUMNS, "arms": ARM_COLUMNS}
 

@@ -17,18 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from qwen_task_heads.data.batches import RowSource
 from qwen_task_heads.data.checks import Finding, ReadReport, bad_rows_problems, examine, swapped_problem
 from qwen_task_heads.data.example_columns import group_keys
 from qwen_task_heads.data.examples import GroupExample, PairExample
-from qwen_task_heads.data.file_options import PLAIN, FileOptions
-from qwen_task_heads.data.hub_datasets import rows_of
 from qwen_task_heads.data.pair_layout import read_layout
 from qwen_task_heads.data.pair_scan import PairScan
 from qwen_task_heads.data.raw_pairs import RawPairs
 from qwen_task_heads.data.scanning import scan_file
-from qwen_task_heads.data.sources import open_source
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.sources.batches import RowSource
+from qwen_task_heads.sources.file_options import PLAIN, FileOptions
+from qwen_task_heads.sources.formats import open_source
+from qwen_task_heads.sources.hub_datasets import rows_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from qwen_task_heads.data.batches import ABSENT, Batch
 from qwen_task_heads.data.click_pairs import exact_products
 from qwen_task_heads.data.click_rates import preferences_from_clicks
 from qwen_task_heads.data.pair_layout import PairLayout
@@ -29,6 +28,7 @@ from qwen_task_heads.data.plain_columns import (
 from qwen_task_heads.data.raw_pairs import RawPairs
 from qwen_task_heads.data.row_reader import MAX_NUMBER, RowReader, collapse
 from qwen_task_heads.data.schema import CLICKS, CONVERSATIONS, HEADLINE, VOTES
+from qwen_task_heads.sources.batches import ABSENT, Batch
 
 
 class PairScan:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from qwen_task_heads.data.batches import ABSENT, Batch
 from qwen_task_heads.data.cells import MISSING
 from qwen_task_heads.data.row_reader import MAX_COUNT, MAX_NUMBER, MIN_WEIGHT
 from qwen_task_heads.data.schema import GROUP
+from qwen_task_heads.sources.batches import ABSENT, Batch
 
 MARKS = frozenset("[{(<")  # first characters of a list, messages or a tag
 

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_task_heads.data.example_tables import GroupTable, PairTable
-from qwen_task_heads.data.keys import Hashes, combine, repeated
 from qwen_task_heads.data.scanning import RawRows
 from qwen_task_heads.data.sequences import index_kind
 from qwen_task_heads.data.stores import Numbers, Rows
 from qwen_task_heads.errors import Problem, shorten
+from qwen_task_heads.sources.keys import Hashes, combine, repeated
 
 
 class PairRows(Rows):

@@ -12,10 +12,10 @@ from __future__ import annotations
 import unicodedata
 from typing import Any
 
-from qwen_task_heads.data.batches import TextRow
 from qwen_task_heads.data.cells import MISSING, parse_number, whole_number
 from qwen_task_heads.data.schema import GROUP, Layout, first_of
 from qwen_task_heads.errors import Problem, shorten
+from qwen_task_heads.sources.batches import TextRow
 
 MAX_COUNT = 10**12
 MIN_WEIGHT = 1e-6

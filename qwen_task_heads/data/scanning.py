@@ -11,12 +11,12 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from qwen_task_heads.data.batches import Batch, RowSource
-from qwen_task_heads.data.json_files import FileProblem
 from qwen_task_heads.data.row_reader import RowReader
 from qwen_task_heads.data.schema import Layout
 from qwen_task_heads.data.stores import Rows
 from qwen_task_heads.errors import Problem
+from qwen_task_heads.sources.batches import Batch, RowSource
+from qwen_task_heads.sources.json_files import FileProblem
 
 
 @dataclass(kw_only=True)

@@ -40,8 +40,8 @@ import difflib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from qwen_task_heads.data.json_files import FileProblem
 from qwen_task_heads.errors import shorten
+from qwen_task_heads.sources.json_files import FileProblem
 
 GROUP = ("group_id", "test_id", "group")  # the first one that a row has is read
 CONVERSATIONS = ("messages", "conversations")  # columns with a list of messages

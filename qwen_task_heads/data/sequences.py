@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_task_heads.data.examples import GroupExample
-from qwen_task_heads.data.keys import Hashes
 from qwen_task_heads.data.stores import Numbers, Texts
+from qwen_task_heads.sources.keys import Hashes
 
 Example = TypeVar("Example")
 BLOCK = 4096  # rows whose objects are created at a time

@@ -29,7 +29,10 @@ from qwen_task_heads.data.example_columns import (
     with_groups,
 )
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
-from qwen_task_heads.data.keys import (
+from qwen_task_heads.data.sequences import blocks, index, pick
+from qwen_task_heads.data.stores import Numbers
+from qwen_task_heads.errors import error_at
+from qwen_task_heads.sources.keys import (
     KEYS,
     Hashes,
     combine,
@@ -40,9 +43,6 @@ from qwen_task_heads.data.keys import (
     text_key,
     within,
 )
-from qwen_task_heads.data.sequences import blocks, index, pick
-from qwen_task_heads.data.stores import Numbers
-from qwen_task_heads.errors import error_at
 
 
 def split_by_group(

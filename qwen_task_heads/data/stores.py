@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_task_heads.data.keys import KEYS, Hashes, hash_keys
 from qwen_task_heads.errors import TaskHeadsError, error_at
+from qwen_task_heads.sources.keys import KEYS, Hashes, hash_keys
 
 CHUNK = 4096
 SPOOL_BYTES = 64 * 2**20

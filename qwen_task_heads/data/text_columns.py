@@ -15,12 +15,12 @@ from typing import Any
 
 from qwen_task_heads.data.cells import MISSING, looks_like_list, parse_cell, parse_list, parse_number
 from qwen_task_heads.data.conversations import MESSAGES, read_messages
-from qwen_task_heads.data.label_files import is_whole
 from qwen_task_heads.data.raw_texts import RawTarget, RawText
 from qwen_task_heads.data.row_reader import MAX_NUMBER, RowReader, blank_defect, code_of, is_number
 from qwen_task_heads.data.schema import CONVERSATIONS
 from qwen_task_heads.data.text_layout import TextLayout
 from qwen_task_heads.errors import shorten
+from qwen_task_heads.labels.label_files import is_whole
 
 
 def read_text(row: RowReader, layout: TextLayout) -> RawText | None:

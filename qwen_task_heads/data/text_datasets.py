@@ -30,22 +30,22 @@ from qwen_task_heads.data.embedded_datasets import locate_dataset
 from qwen_task_heads.data.example_columns import joined
 from qwen_task_heads.data.example_tables import have_second
 from qwen_task_heads.data.examples import TextExample
-from qwen_task_heads.data.file_options import UTF_8, options_of
-from qwen_task_heads.data.label_files import find_label_file
 from qwen_task_heads.data.label_schemes import GIVEN, Scheme, derive_scheme, states_ids
 from qwen_task_heads.data.label_summary import example_lines, label_lines, one_class
 from qwen_task_heads.data.label_values import resolve_labels
-from qwen_task_heads.data.labels import LabelMap, check_same
 from qwen_task_heads.data.lookups import LookupReport, report_texts
 from qwen_task_heads.data.mixing import check_ratio, mix_in, names_of, read_others, resolve_others
 from qwen_task_heads.data.raw_texts import RawTexts
 from qwen_task_heads.data.schema import PROBLEM_TYPES, unread_lines
-from qwen_task_heads.data.sources import split_hub
 from qwen_task_heads.data.splits import check_fraction, hash_rows, split_texts
 from qwen_task_heads.data.text_readers import read_texts
 from qwen_task_heads.data.text_targets import resolve_all
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 from qwen_task_heads.hubs import hub_named
+from qwen_task_heads.labels.label_files import find_label_file
+from qwen_task_heads.labels.label_map import LabelMap, check_same
+from qwen_task_heads.sources.file_options import UTF_8, options_of
+from qwen_task_heads.sources.formats import split_hub
 
 
 @dataclass(frozen=True, kw_only=True)

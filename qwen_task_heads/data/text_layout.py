@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from qwen_task_heads.data.json_files import FileProblem
 from qwen_task_heads.data.schema import (
     ANSWERS,
     GROUP,
@@ -26,6 +25,7 @@ from qwen_task_heads.data.schema import (
     unknown_columns,
     unread_columns,
 )
+from qwen_task_heads.sources.json_files import FileProblem
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,18 +12,18 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from qwen_task_heads.data.batches import RowSource
-from qwen_task_heads.data.class_files import is_label_first
-from qwen_task_heads.data.file_options import PLAIN, FileOptions
-from qwen_task_heads.data.hub_datasets import rows_of
 from qwen_task_heads.data.raw_texts import RawTexts
 from qwen_task_heads.data.row_reader import RowReader
 from qwen_task_heads.data.scanning import scan_file
-from qwen_task_heads.data.sources import TEXT_KINDS, open_source
 from qwen_task_heads.data.text_columns import read_text
 from qwen_task_heads.data.text_layout import TextLayout, layouts_of, read_text_layout
 from qwen_task_heads.data.text_scan import TextScan
 from qwen_task_heads.errors import Problem
+from qwen_task_heads.sources.batches import RowSource
+from qwen_task_heads.sources.class_files import is_label_first
+from qwen_task_heads.sources.file_options import PLAIN, FileOptions
+from qwen_task_heads.sources.formats import TEXT_KINDS, open_source
+from qwen_task_heads.sources.hub_datasets import rows_of
 
 
 def read_texts(

@@ -10,7 +10,6 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from qwen_task_heads.data.batches import Batch
 from qwen_task_heads.data.conversations import read_messages
 from qwen_task_heads.data.plain_columns import plain_groups, plain_texts, plain_weights
 from qwen_task_heads.data.raw_texts import RawTarget, RawText, RawTexts
@@ -18,6 +17,7 @@ from qwen_task_heads.data.row_reader import MAX_NUMBER, RowReader
 from qwen_task_heads.data.schema import CONVERSATIONS
 from qwen_task_heads.data.text_columns import read_text
 from qwen_task_heads.data.text_layout import TextLayout
+from qwen_task_heads.sources.batches import Batch
 
 MAX_KNOWN = 100_000  # targets kept for look-up
 MAX_CELL = 200  # characters of a target kept for look-up; longer lists seldom repeat

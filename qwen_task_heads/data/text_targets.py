@@ -7,7 +7,6 @@ import numpy as np
 from qwen_task_heads.data.checks import Finding, ReadReport, examine_texts
 from qwen_task_heads.data.datasets import name_of
 from qwen_task_heads.data.example_tables import TextTable
-from qwen_task_heads.data.label_files import is_whole
 from qwen_task_heads.data.label_schemes import (
     CORRECT_LABEL,
     Scheme,
@@ -15,10 +14,11 @@ from qwen_task_heads.data.label_schemes import (
     is_soft,
     key_of,
 )
-from qwen_task_heads.data.labels import SHOWN, LabelMap
 from qwen_task_heads.data.raw_texts import RawTarget, RawTexts, RowProblem
 from qwen_task_heads.data.sequences import index
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
+from qwen_task_heads.labels.label_files import is_whole
+from qwen_task_heads.labels.label_map import SHOWN, LabelMap
 
 # Candidates of a row -> (labels among them, whether there are other names). Rows often have equal candidates.
 CandidateSets = dict[tuple[str, ...], tuple[tuple[str, ...], bool]]

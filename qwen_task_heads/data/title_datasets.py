@@ -24,8 +24,6 @@ from qwen_task_heads.data.datasets import (
 from qwen_task_heads.data.embedded_datasets import locate_dataset
 from qwen_task_heads.data.example_columns import group_keys, hashed, joined
 from qwen_task_heads.data.examples import GroupExample, PairExample
-from qwen_task_heads.data.file_options import UTF_8, options_of
-from qwen_task_heads.data.keys import within
 from qwen_task_heads.data.lookups import LookupReport, report_titles
 from qwen_task_heads.data.pair_readers import PairData, read_pairs
 from qwen_task_heads.data.preferences import comparable_groups, groups_to_pairs
@@ -39,6 +37,8 @@ from qwen_task_heads.data.splits import (
     titles_tie,
 )
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at
+from qwen_task_heads.sources.file_options import UTF_8, options_of
+from qwen_task_heads.sources.keys import within
 
 
 @dataclass(frozen=True, kw_only=True)

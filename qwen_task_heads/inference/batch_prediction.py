@@ -27,9 +27,6 @@ from typing import Any
 
 import torch
 
-from qwen_task_heads.data.file_options import options_of
-from qwen_task_heads.data.json_files import FileProblem
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_readers import InputProblem, TextInput, read_inputs
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at
 from qwen_task_heads.inference.arguments import PredictArguments
@@ -41,6 +38,9 @@ from qwen_task_heads.inference.loading import choose, labels_to_choose, open_sco
 from qwen_task_heads.inference.predictions import DIGITS, answer_columns, check_options
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.inference.shards import SUFFIXES, Shards
+from qwen_task_heads.labels.label_map import LabelMap
+from qwen_task_heads.sources.file_options import options_of
+from qwen_task_heads.sources.json_files import FileProblem
 from qwen_task_heads.training.callbacks import check_world
 
 CATEGORY = "category"  # the column of candidates in training data

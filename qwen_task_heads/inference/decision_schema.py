@@ -20,8 +20,8 @@ from typing import Any
 
 from transformers import DecisionConfig
 
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
+from qwen_task_heads.labels.label_map import LabelMap
 from qwen_task_heads.tokenization.label_prompts import AnswerPrompts
 
 SPLIT = "<|split|>"  # a mark of transformers: the texts on both sides are encoded separately

@@ -8,7 +8,6 @@ from typing import Any
 
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.few_shot import Shots, with_shots
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_datasets import TextSets
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 from qwen_task_heads.generators import file_of
@@ -23,6 +22,7 @@ from qwen_task_heads.inference.engine_options import (
     PromptOptions,
 )
 from qwen_task_heads.inference.loading import ONE_LABEL
+from qwen_task_heads.labels.label_map import LabelMap
 from qwen_task_heads.models import load_tokenizer, saved_task
 from qwen_task_heads.tokenization.label_prompts import (
     LABEL_PROMPT,

@@ -27,7 +27,6 @@ import torch
 from qwen_task_heads.data.candidates import within
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.few_shot import Shots
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import error_at
 from qwen_task_heads.generators import file_of, load_generator
 from qwen_task_heads.hubcode.encoding_task_heads import encode_texts
@@ -46,6 +45,7 @@ from qwen_task_heads.inference.engine_options import (
 from qwen_task_heads.inference.inputs import device_of
 from qwen_task_heads.inference.label_scorer import LabelScorer
 from qwen_task_heads.inference.scorer import Scorer
+from qwen_task_heads.labels.label_map import LabelMap
 from qwen_task_heads.models import load_tokenizer
 
 

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import torch
 from transformers.utils import logging
 
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 from qwen_task_heads.hubcode.encoding_task_heads import Table, as_list, strip_title
+from qwen_task_heads.labels.label_map import LabelMap
 
 logger = logging.get_logger(__name__)
 

@@ -25,7 +25,6 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from qwen_task_heads.data.few_shot import Shots
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import error_at, shorten
 from qwen_task_heads.generators import file_of, load_generator
 from qwen_task_heads.hubs import HUGGINGFACE
@@ -52,6 +51,7 @@ from qwen_task_heads.inference.label_batches import (
 from qwen_task_heads.inference.label_trie import fallback_reason, make_trie, score_alone
 from qwen_task_heads.inference.predictions import Prediction, check_options, to_predictions
 from qwen_task_heads.inference.prefix_cache import state_of
+from qwen_task_heads.labels.label_map import LabelMap
 from qwen_task_heads.models import load_tokenizer
 from qwen_task_heads.tokenization.label_prompts import (
     LABEL_PROMPT,

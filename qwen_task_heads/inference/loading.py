@@ -15,7 +15,6 @@ import torch
 
 from qwen_task_heads.data.candidates import within
 from qwen_task_heads.data.examples import TextExample
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.row_reader import RowReader
 from qwen_task_heads.data.text_columns import read_candidates
 from qwen_task_heads.data.text_readers import InputProblem, TextInput
@@ -26,6 +25,7 @@ from qwen_task_heads.inference.inputs import candidate_rows, rows_of
 from qwen_task_heads.inference.label_scorer import LabelScorer
 from qwen_task_heads.inference.predictions import Prediction, to_predictions
 from qwen_task_heads.inference.scorer import Scorer
+from qwen_task_heads.labels.label_map import LabelMap
 from qwen_task_heads.models import saved_task
 from qwen_task_heads.tokenization.label_prompts import LABEL_PROMPT, read_label_prompt
 

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from qwen_task_heads.data.examples import PairExample, TextExample
-from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.labels.label_map import LabelMap
 from qwen_task_heads.metrics.classification import (
     SINGLE,
     classification_metrics,

@@ -20,7 +20,6 @@ from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.data.candidates import within
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.few_shot import Shots
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.lookups import look_up_texts
 from qwen_task_heads.data.text_datasets import TextSets, hash_texts
 from qwen_task_heads.data.title_datasets import TitleSets, hash_pairs
@@ -28,6 +27,7 @@ from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.inference.engine_options import EMBEDDINGS, FEW_SHOT, EngineSpec, PromptOptions
 from qwen_task_heads.inference.engines import open_engine, training_cost
 from qwen_task_heads.inference.title_engines import open_title_engine
+from qwen_task_heads.labels.label_map import LabelMap
 from qwen_task_heads.metrics.classification import SINGLE
 from qwen_task_heads.metrics.lookup_baseline import LOOKUP, LookupBaseline
 from qwen_task_heads.metrics.ranking import Floats

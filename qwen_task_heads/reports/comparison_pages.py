@@ -13,12 +13,12 @@ from typing import Any
 
 from qwen_task_heads.data.candidates import candidates_line
 from qwen_task_heads.data.examples import PairExample, TextExample
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_datasets import TextSets, hash_texts
 from qwen_task_heads.data.title_datasets import TitleSets, hash_pairs
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.inference.engine_options import TEXTS, TITLES
 from qwen_task_heads.inference.predictions import DIGITS
+from qwen_task_heads.labels.label_map import LabelMap
 from qwen_task_heads.metrics.classification import SINGLE, probabilities
 from qwen_task_heads.metrics.ranking import pair_credit, sigmoid
 from qwen_task_heads.metrics.weighted import ECE_BINS

@@ -22,6 +22,7 @@ from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.data.embedded_datasets import EMBEDDED_DATASETS, EmbeddedDataset
 from qwen_task_heads.hubcode.card_task_heads import HERE, HERE_NOTE
 from qwen_task_heads.hubs import HUBS, HUGGINGFACE, hub_named
+from qwen_task_heads.losses.registry import LOSSES
 from qwen_task_heads.reports.calibration_summary import calibration_fields
 from qwen_task_heads.reports.card_facts import STATED, licence_fields
 from qwen_task_heads.reports.card_lines import (
@@ -36,7 +37,6 @@ from qwen_task_heads.reports.markdown import code, escape, fenced, link, one_lin
 from qwen_task_heads.reports.records import RunRecord
 from qwen_task_heads.reports.text_card import text_fields
 from qwen_task_heads.reports.title_card import title_fields
-from qwen_task_heads.training.losses import LOSSES
 from qwen_task_heads.training.publish_arguments import OWN_LICENCE, is_dataset_id
 
 EMBEDDED_BASE = "the small backbone embedded in the package"

@@ -18,6 +18,7 @@ from qwen_task_heads.data.sequences import pick
 from qwen_task_heads.data.text_datasets import read_text_sets
 from qwen_task_heads.data.title_datasets import read_title_sets
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.losses.registry import GROUP_LOSSES, PAIR_LOSSES
 from qwen_task_heads.metrics.classification import BEST_METRIC
 from qwen_task_heads.models import adapter_config, build, load_tokenizer, saved_config
 from qwen_task_heads.reports.finishing import FinishedTraining
@@ -36,7 +37,6 @@ from qwen_task_heads.tokenization.templates import bind_template, compile_templa
 from qwen_task_heads.training.classifier_arguments import MAX_SEQ_LENGTH
 from qwen_task_heads.training.feature_rows import FeatureRows, GroupRows, PairRows
 from qwen_task_heads.training.head_sweep import Combination, MakeRows, Result, text_rows
-from qwen_task_heads.training.losses import GROUP_LOSSES, PAIR_LOSSES
 from qwen_task_heads.training.sweep_arguments import SweepArguments, TitleSweepArguments
 from qwen_task_heads.training.usage import Usage
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qwen_task_heads.losses.registry import TEXT_LOSSES
 from qwen_task_heads.metrics.classification import MULTI, ORDINAL, REGRESSION, SINGLE
 from qwen_task_heads.reports.card_lines import loss_line
 from qwen_task_heads.reports.markdown import escape, format_interval, format_value, metric_name
 from qwen_task_heads.reports.records import RunRecord
-from qwen_task_heads.training.losses import TEXT_LOSSES
 
 HEADLINES: dict[str, tuple[str, ...]] = {
     SINGLE: ("accuracy", "macro_f1", "weighted_f1"),

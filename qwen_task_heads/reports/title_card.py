@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qwen_task_heads.losses.registry import GROUP_LOSSES, PAIR_LOSSES
 from qwen_task_heads.reports.card_lines import loss_line
 from qwen_task_heads.reports.markdown import escape, format_interval, format_value, metric_name
 from qwen_task_heads.reports.records import RunRecord
-from qwen_task_heads.training.losses import GROUP_LOSSES, PAIR_LOSSES
 
 DESCRIPTION = (
     "A title scorer: it returns one score per title; a higher score is better, and P(A preferred to B) = "

@@ -88,8 +88,8 @@ class TitleGeneratorRun:
         """
         from datasets import Dataset
 
-        from qwen_task_heads.data.sources import read_rows
         from qwen_task_heads.models import load_tokenizer
+        from qwen_task_heads.sources.formats import read_rows
 
         tokenizer = load_tokenizer(
             self.model_args.model_name_or_path, revision=self.model_args.model_revision

@@ -12,6 +12,7 @@ from datasets import Dataset
 from qwen_task_heads.data.sequences import pick, sources_of
 from qwen_task_heads.data.title_datasets import TitleSets, read_title_sets
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.losses.registry import GROUP_LOSSES, unused_signals
 from qwen_task_heads.models import build
 from qwen_task_heads.reports.title_report import finish_titles
 from qwen_task_heads.runs.base import Run
@@ -19,7 +20,6 @@ from qwen_task_heads.tokenization.collators import group_dataset, pair_dataset
 from qwen_task_heads.tokenization.equal_rows import check_equal
 from qwen_task_heads.tokenization.templates import compile_template
 from qwen_task_heads.training.callbacks import SwappedLabelsCallback
-from qwen_task_heads.training.losses import GROUP_LOSSES, unused_signals
 from qwen_task_heads.training.run_checks import resume_hazards
 from qwen_task_heads.training.title_arguments import parse_title_arguments
 from qwen_task_heads.training.warm_start import load_head

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from qwen_task_heads.data.example_columns import are_soft, numbers_of
 from qwen_task_heads.data.example_tables import have_second
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
-from qwen_task_heads.data.keys import repeated
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
 from qwen_task_heads.hubcode.encoding_task_heads import (
@@ -31,6 +30,7 @@ from qwen_task_heads.hubcode.encoding_task_heads import (
     template_of,
 )
 from qwen_task_heads.hubcode.errors_task_heads import TaskHeadError
+from qwen_task_heads.sources.keys import repeated
 from qwen_task_heads.tokenization.equal_rows import (
     check_equal,
     equal_classified,

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from qwen_task_heads.data.few_shot import Shots
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 from qwen_task_heads.hubcode.encoding_task_heads import TEMPLATE_KEY
+from qwen_task_heads.labels.label_map import LabelMap
 from qwen_task_heads.tokenization.templates import Template, compile_template, control_ids, label_template
 
 # Instruction and text are encoded separately. Line breaks around them make byte-level tokenizers return the

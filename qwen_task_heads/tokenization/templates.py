@@ -20,12 +20,12 @@ from tokenizers import AddedToken, processors
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from qwen_task_heads.data.examples import PairExample
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
 from qwen_task_heads.hubcode.encoding_task_heads import PARTS, TEMPLATE_KEY, Encoded, encode
 from qwen_task_heads.hubcode.errors_task_heads import TaskHeadError
 from qwen_task_heads.hubcode.families_task_heads import family_of
+from qwen_task_heads.labels.label_map import LabelMap
 from qwen_task_heads.tokenization.truncation_reports import CutReport
 
 SHELL_TEXTS = ("instruction", "between", "boundary")  # options with text of a template
@@ -78,7 +78,7 @@ def label_template(
 
     Example:
         >>> from qwen_task_heads.tokenization.templates import label_template
-        >>> from qwen_task_heads.data.labels import LabelMap
+        >>> from qwen_task_heads.labels.label_map import LabelMap
         >>> "".join(label_template("One of {labels}: ", LabelMap(("sport", "politics"))).before)
         'One of sport, politics: '
     """

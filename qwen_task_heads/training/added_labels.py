@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from qwen_task_heads.data.embedded_datasets import locate_dataset
-from qwen_task_heads.data.file_options import UTF_8, options_of
-from qwen_task_heads.data.label_files import find_label_file, is_whole
 from qwen_task_heads.data.label_schemes import labels_of
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.raw_texts import RawTexts
 from qwen_task_heads.data.text_datasets import TextSets, read_text_sets
 from qwen_task_heads.data.text_readers import read_texts
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.head_rows import added_summary, check_added, relabeled
+from qwen_task_heads.labels.label_files import find_label_file, is_whole
+from qwen_task_heads.labels.label_map import LabelMap
+from qwen_task_heads.sources.file_options import UTF_8, options_of
 
 READING = ("hub", "problem_type", "max_samples", "streaming")  # options of `read_texts`
 
@@ -50,7 +50,7 @@ def read_datasets_for(source: str, saved: Mapping[str, Any], **options: Any) -> 
 
     Example:
         >>> import pathlib, tempfile
-        >>> from qwen_task_heads.data.labels import LabelMap
+        >>> from qwen_task_heads.labels.label_map import LabelMap
         >>> from qwen_task_heads.training.added_labels import read_datasets_for
         >>> saved = {"labels": LabelMap(("red", "blue")), "problem_type": "single_label_classification"}
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import AGGREGATIONS, PROBLEM_TYPES, TRUNCATIONS
+from qwen_task_heads.labels.label_map import LabelMap
+from qwen_task_heads.losses.registry import TEXT_LOSSES, given_options, with_loss_options
 from qwen_task_heads.metrics.classification import BEST_METRIC, DEV_METRICS, MULTI
 from qwen_task_heads.metrics.thresholds import read_rule
 from qwen_task_heads.tokenization.templates import Template, label_template
@@ -26,7 +27,6 @@ from qwen_task_heads.training.arguments import (
     parse_arguments,
     set_default_rate,
 )
-from qwen_task_heads.training.losses import TEXT_LOSSES, given_options, with_loss_options
 from qwen_task_heads.training.option_checks import FOLLOW_A_METRIC, direction_problems, metric_problems
 from qwen_task_heads.training.run_defaults import RunDefaults
 from qwen_task_heads.training.text_arguments import TextArguments

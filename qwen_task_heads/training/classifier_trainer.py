@@ -23,14 +23,14 @@ from transformers import Trainer, set_seed
 from qwen_task_heads.adapters import with_adapter
 from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.losses.class_balance import count_labels
+from qwen_task_heads.losses.registry import TextLoss, resolve_text_loss
 from qwen_task_heads.metrics.classification import dev_metrics
 from qwen_task_heads.pretrained import EMBEDDED_FOLDER
 from qwen_task_heads.tokenization.collators import TextCollator
 from qwen_task_heads.training.backbone_defaults import rates_for
 from qwen_task_heads.training.callbacks import NonFiniteGuard, name_sources
-from qwen_task_heads.training.class_balance import count_labels
 from qwen_task_heads.training.hub_saving import HubSaving
-from qwen_task_heads.training.losses import TextLoss, resolve_text_loss
 from qwen_task_heads.training.speed import ThroughputCallback
 from qwen_task_heads.training.text_inputs import encode_texts
 from qwen_task_heads.training.updates import ExactUpdates, set_up

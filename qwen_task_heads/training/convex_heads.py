@@ -72,7 +72,7 @@ def fit_path(
     Example:
         >>> import torch
         >>> from qwen_task_heads.models import build
-        >>> from qwen_task_heads.training.losses import resolve_text_loss
+        >>> from qwen_task_heads.losses.registry import resolve_text_loss
         >>> from qwen_task_heads.training.convex_heads import fit_path
         >>> from qwen_task_heads.training.feature_rows import TextRows
         >>> model = build("embedded", task="pooled_classifier", labels=["no", "yes"])

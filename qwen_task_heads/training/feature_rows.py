@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qwen_task_heads.losses.registry import TextLoss
+from qwen_task_heads.losses.rows import Loss
 from qwen_task_heads.metrics.classification import BEST_METRIC, dev_metrics
 from qwen_task_heads.metrics.ranking import pair_credit
 from qwen_task_heads.tokenization.collators import PREFERENCE_SIGNALS
-from qwen_task_heads.training.loss_rows import Loss
-from qwen_task_heads.training.losses import TextLoss
 
 ROWS_PER_PASS = 65_536  # of dev through a head, and of moments
 

@@ -136,7 +136,7 @@ def fit_head(
     Example:
         >>> import torch
         >>> from qwen_task_heads.models import build
-        >>> from qwen_task_heads.training.losses import resolve_text_loss
+        >>> from qwen_task_heads.losses.registry import resolve_text_loss
         >>> from qwen_task_heads.training.feature_rows import TextRows
         >>> from qwen_task_heads.training.frozen_heads import fit_head, fresh_head
         >>> model = build("embedded", task="pooled_classifier", labels=["no", "yes"])

@@ -25,12 +25,12 @@ from tqdm.auto import tqdm
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
-from qwen_task_heads.training.class_balance import count_labels
+from qwen_task_heads.losses.class_balance import count_labels
+from qwen_task_heads.losses.registry import resolve_text_loss
 from qwen_task_heads.training.convex_heads import PENALTIES, fit_path
 from qwen_task_heads.training.feature_cache import Features
 from qwen_task_heads.training.feature_rows import FeatureRows, TextRows
 from qwen_task_heads.training.frozen_heads import FittedHead, HeadTraining, fit_head, fresh_head, head_config
-from qwen_task_heads.training.losses import resolve_text_loss
 
 # Maps features (N, H) and the name of a loss to rows of train and of dev.
 MakeRows = Callable[[torch.Tensor, str], tuple[FeatureRows, FeatureRows]]

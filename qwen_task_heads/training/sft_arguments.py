@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from trl import SFTConfig
 
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem
+from qwen_task_heads.labels.label_map import LabelMap
 from qwen_task_heads.tokenization.label_prompts import MAX_LENGTH, instruction_for
 from qwen_task_heads.training.argument_checks import not_one_of
 from qwen_task_heads.training.arguments import HeadModelConfig, parse_arguments, set_default_rate

@@ -12,6 +12,14 @@ from transformers import PreTrainedConfig
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.families_task_heads import family_of
+from qwen_task_heads.losses.registry import (
+    GROUP_LOSSES,
+    PAIR_LOSSES,
+    TEXT_LOSSES,
+    TITLE_LOSSES,
+    unused_options,
+)
+from qwen_task_heads.losses.rows import Loss
 from qwen_task_heads.training.argument_checks import not_one_of
 from qwen_task_heads.training.arguments import HeadModelConfig, parse_arguments, set_default_rate
 from qwen_task_heads.training.classifier_arguments import (
@@ -23,14 +31,6 @@ from qwen_task_heads.training.convex_heads import PENALTIES
 from qwen_task_heads.training.features import POOLINGS
 from qwen_task_heads.training.frozen_heads import HeadTraining
 from qwen_task_heads.training.head_sweep import parse_layers
-from qwen_task_heads.training.loss_rows import Loss
-from qwen_task_heads.training.losses import (
-    GROUP_LOSSES,
-    PAIR_LOSSES,
-    TEXT_LOSSES,
-    TITLE_LOSSES,
-    unused_options,
-)
 from qwen_task_heads.training.sweep_checks import check_sweep
 from qwen_task_heads.training.title_arguments import TitleArguments, TitleConfig
 

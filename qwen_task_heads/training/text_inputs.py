@@ -13,13 +13,13 @@ from transformers.utils import logging
 
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
 from qwen_task_heads.data.label_schemes import derive_scheme
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.pair_readers import pairs_of_rows
 from qwen_task_heads.data.preferences import groups_to_pairs
 from qwen_task_heads.data.sequences import Table, sources_of
 from qwen_task_heads.data.text_readers import texts_of_rows
 from qwen_task_heads.data.text_targets import resolve_all
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.labels.label_map import LabelMap
 from qwen_task_heads.tokenization.collators import group_dataset, pair_dataset, text_dataset
 from qwen_task_heads.tokenization.equal_rows import EqualRows, check_equal
 from qwen_task_heads.tokenization.templates import bind_template, compile_template

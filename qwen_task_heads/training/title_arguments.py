@@ -9,9 +9,9 @@ from typing import ClassVar
 from trl import RewardConfig
 
 from qwen_task_heads.errors import Problem
+from qwen_task_heads.losses.registry import TITLE_LOSSES, given_options, with_loss_options
 from qwen_task_heads.training.argument_checks import not_one_of
 from qwen_task_heads.training.arguments import HeadArguments, HeadModelConfig, parse_arguments
-from qwen_task_heads.training.losses import TITLE_LOSSES, given_options, with_loss_options
 from qwen_task_heads.training.run_defaults import RunDefaults
 
 

@@ -22,13 +22,13 @@ from trl import RewardTrainer
 
 from qwen_task_heads.adapters import quiet_peft
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.losses.groups import pair_indices
+from qwen_task_heads.losses.pairs import center_rewards
+from qwen_task_heads.losses.registry import PAIR_LOSSES, TITLE_LOSSES, option_problems, resolve_loss
 from qwen_task_heads.metrics.ties import TIE
 from qwen_task_heads.tokenization.collators import PREFERENCE_SIGNALS, TitleCollator
 from qwen_task_heads.training.callbacks import NonFiniteGuard, name_sources
-from qwen_task_heads.training.group_losses import pair_indices
 from qwen_task_heads.training.hub_saving import HubSaving
-from qwen_task_heads.training.losses import PAIR_LOSSES, TITLE_LOSSES, option_problems, resolve_loss
-from qwen_task_heads.training.pair_losses import center_rewards
 from qwen_task_heads.training.speed import ThroughputCallback
 from qwen_task_heads.training.text_inputs import encode_titles
 from qwen_task_heads.training.updates import ExactUpdates, set_up

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.training.loss_rows import reduce
+from qwen_task_heads.losses.rows import reduce
 
 
 def set_up(model: Any, args: Any) -> None:

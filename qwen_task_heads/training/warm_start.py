@@ -19,13 +19,13 @@ import torch
 from safetensors import safe_open
 from transformers.utils import cached_file
 
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.head_rows import added_summary, check_added, rows_by_name
 from qwen_task_heads.hubcode.configuration_task_heads import TaskHeadConfig
 from qwen_task_heads.hubcode.encoding_task_heads import TEMPLATE_KEY, template_of
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 from qwen_task_heads.hubs import HUGGINGFACE, resolve
+from qwen_task_heads.labels.label_map import LabelMap
 from qwen_task_heads.models import TASKS, load_tokenizer
 
 FILES = (

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from work import at_most
 
-from qwen_task_heads.data.json_files import MAX_LINE_BYTES
 from qwen_task_heads.data.pair_readers import read_pairs
 from qwen_task_heads.data.pair_texts import strip_title, title_defect
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.sources.json_files import MAX_LINE_BYTES
 
 LINE = '{"chosen": "Ten quiet beaches", "rejected": "Beaches"}\n'
 

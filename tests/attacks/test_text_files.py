@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from work import at_most
 
-from qwen_task_heads.data.json_files import MAX_LINE_BYTES
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_datasets import TextSets, read_text_sets
 from qwen_task_heads.data.text_readers import TextInput, read_inputs
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.labels.label_map import LabelMap
+from qwen_task_heads.sources.json_files import MAX_LINE_BYTES
 
 LINES = "".join(f'{{"text": "text {n}", "label": {n % 2}}}\n' for n in range(20))
 MILLION = 10**6

@@ -16,12 +16,12 @@ from typing import Any
 
 from fixes import refused
 
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_datasets import read_text_sets
 from qwen_task_heads.data.title_datasets import read_title_sets
 from qwen_task_heads.errors import Problem
 from qwen_task_heads.inference.arguments import PredictArguments
 from qwen_task_heads.inference.batch_prediction import scan_inputs
+from qwen_task_heads.labels.label_map import LabelMap
 from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
 from qwen_task_heads.training.title_arguments import parse_title_arguments
 

@@ -51,10 +51,10 @@ OUTSIDE |= {f"training/{name}_checks.py": CHECKED for name in ("option", "optimi
 RUNNING = (
     "metrics/calibration", "metrics/classification", "metrics/ranking", "metrics/text_baselines",
     "metrics/title_baselines", "reports/plots",
-    "training/callbacks", "training/checkpoint_manifest", "training/checkpoints", "training/class_balance",
+    "losses/class_balance", "losses/groups", "losses/pairs", "losses/rows", "losses/texts",
+    "training/callbacks", "training/checkpoint_manifest", "training/checkpoints",
     "training/classifier_trainer", "training/feature_cache", "training/features", "training/frozen_heads",
-    "training/group_losses", "training/hub_saving", "training/loss_rows", "training/pair_losses",
-    "training/text_losses", "training/title_trainer", "training/updates",
+    "training/hub_saving", "training/title_trainer", "training/updates",
 )  # fmt: skip
 OUTSIDE |= {f"{name}.py": "comes while a run trains; its test mirrors the module" for name in RUNNING}
 
@@ -75,10 +75,10 @@ WITHOUT = {
     "data/stores.py::no_room::cache_folder()": "a full disk; tests/data/test_stores.py follows it",
     "data/row_reader.py::RowReader.refuse::self.where": WRAPPED,
     "data/row_reader.py::RowReader.refuse_value::row": WRAPPED,
-    "data/hub_datasets.py::_missing::where": PIP,
+    "sources/hub_datasets.py::_missing::where": PIP,
     "errors.py::error_at::where": WRAPPED,
-    "data/excel.py::read_excel::path": PIP,
-    "data/table_files.py::read_parquet::path": PIP,
+    "sources/excel.py::read_excel::path": PIP,
+    "sources/table_files.py::read_parquet::path": PIP,
     "generators.py::load_generator::error.where": WRAPPED,
     "hubcode/loading_task_heads.py::_load_adapter::path#3": "a fault of PEFT: the fix upgrades it",
     "hubcode/pooling_task_heads.py::real_tokens::attention_mask": "an argument of a forward pass",

@@ -11,14 +11,14 @@ from fixes import refused
 from reading import LABELED, Case, Change, follow, labels, lines, stated, texts, ways_of, write
 from transformers import Qwen2Config
 
-from qwen_task_heads.data import label_files
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.few_shot import choose_shots
-from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.labels import label_files
+from qwen_task_heads.labels.label_map import LabelMap
 from qwen_task_heads.training.added_labels import read_datasets_for
 from qwen_task_heads.training.classifier_arguments import parse_classifier_arguments
 
-FILES, MAP, SHOTS = "data/label_files.py::", "data/labels.py::LabelMap.", "data/few_shot.py::"
+FILES, MAP, SHOTS = "labels/label_files.py::", "labels/label_map.py::LabelMap.", "data/few_shot.py::"
 
 
 def of_file(site: str, bad: str, at: str, ways: dict[str, str]) -> Case:
@@ -201,7 +201,7 @@ def test_a_label_file_of_another_model(names: tuple[str, str], tmp_path: Path) -
     rows = [{**row, "label": names.index(row["label"])} for row in named]
     folder = tmp_path / "rows"
     source = write(folder, {"train.jsonl": lines(*rows), "class.txt": "".join(f"{name}\n" for name in names)})
-    with refused("data/labels.py::check_same::where") as found:
+    with refused("labels/label_map.py::check_same::where") as found:
         read_datasets_for(source, SAVED, dev_fraction=0.5)
     assert found[0].where == str(folder / "class.txt")
     ways = ways_of(found[0].fix)

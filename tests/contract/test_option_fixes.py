@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from qwen_task_heads import adapter_config, bind_template, build, load_tokenizer, save
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.losses.registry import resolve_text_loss
 from qwen_task_heads.models import saved_task
 from qwen_task_heads.training.classifier_arguments import MAX_SEQ_LENGTH, parse_classifier_arguments
 from qwen_task_heads.training.grpo_arguments import parse_title_generator_arguments
-from qwen_task_heads.training.losses import resolve_text_loss
 from qwen_task_heads.training.sft_arguments import parse_sft_arguments
 from qwen_task_heads.training.sweep_arguments import parse_sweep_arguments
 from qwen_task_heads.training.title_arguments import parse_title_arguments
@@ -209,10 +209,10 @@ CASES = [
     Case("training/sweep_arguments.py::parse_sweep_arguments::--task", SWEEP, "", config="task: titel"),
     *several("training/sweep_arguments.py::_choose_losses::--losses", title_losses,
              "--losses bt", "--losses plackett_luce", "--losses bradley_terry all_pairs"),
-    *several("training/losses.py::unused_options::flag", title_losses,
+    *several("losses/registry.py::unused_options::flag", title_losses,
              "--losses bradley_terry --loss_nu 0.3", "--loss_margin 1"),
     Case("training/sweep_arguments.py::_choose_losses::--losses", losses, "--losses bce"),
-    Case("training/losses.py::unused_options::flag", losses,
+    Case("losses/registry.py::unused_options::flag", losses,
          "--losses cross_entropy --focal_gamma 2"),
     *several(f"{CONFIG}_check::field", built, "--head_activation tanhh"),
     Case(f"{CONFIG}_check::head_sizes", built, "--head mlp --head_sizes 8 0"),
@@ -244,11 +244,11 @@ CASES = [
     Case("adapters.py::adapter_config::option", built, "--freeze_backbone true --model_name_or_path RUN"),
     *several("models.py::_load_to_continue::f'--{field}'", built, "--model_name_or_path RUN --pooling max",
              "--model_name_or_path RUN --max_seq_length 32"),
-    Case("training/losses.py::resolve_loss::--loss", trained, "--loss bce"),
-    *several("training/losses.py::unused_options::flag", trained, "--focal_gamma 2",
+    Case("losses/registry.py::resolve_loss::--loss", trained, "--loss bce"),
+    *several("losses/registry.py::unused_options::flag", trained, "--focal_gamma 2",
              "--loss focal --logit_adjustment_tau 1", "--pos_weight balanced"),
-    Case("training/loss_rows.py::LossOption.problems::self.flag", trained, "--loss focal --focal_gamma -1"),
-    Case("training/class_balance.py::read_weights::flag#2", trained, "--class_weights 1 2",
+    Case("losses/rows.py::LossOption.problems::self.flag", trained, "--loss focal --focal_gamma -1"),
+    Case("losses/class_balance.py::read_weights::flag#2", trained, "--class_weights 1 2",
          {"give one per label, in the order of the label ids": "--class_weights 1 2 3"}),
     Case("training/title_arguments.py::check_titles::--loss", TITLES, "--loss bt"),
     Case("training/title_arguments.py::check_titles::--trust_remote_code", TITLES,

@@ -18,12 +18,12 @@ from fixes import refused
 from openpyxl import Workbook
 from reading import LABELED, PAIRS, Case, Files, follow, inputs, lines, of_row, of_table, texts, titles, write
 
-from qwen_task_heads.data import json_files
-from qwen_task_heads.data.json_files import MAX_LINE_BYTES
 from qwen_task_heads.data.pair_readers import pairs_of_rows, read_pairs
-from qwen_task_heads.data.sources import read_rows
 from qwen_task_heads.data.text_datasets import read_text_sets
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.sources import json_files
+from qwen_task_heads.sources.formats import read_rows
+from qwen_task_heads.sources.json_files import MAX_LINE_BYTES
 
 GOOD = lines(*LABELED)
 TABLE = "text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in LABELED)
@@ -64,8 +64,8 @@ SHEET = [["text", "label"], *([row["text"], row["label"]] for row in LABELED)]
 PARQUET = parquet(text=TEXT, label=LABEL)
 EMPTY = {"add rows": {"train.jsonl": GOOD}}
 KIND = "give the file the suffix of its kind"
-CLASS, PARSERS, TABLES = "data/class_files.py::", "data/json_files.py::", "data/table_files.py::"
-FORMATS, SHEETS = "data/sources.py::", "data/excel.py::read_excel::"
+CLASS, PARSERS, TABLES = "sources/class_files.py::", "sources/json_files.py::", "sources/table_files.py::"
+FORMATS, SHEETS = "sources/formats.py::", "sources/excel.py::read_excel::"
 CASES = [
     Case(f"{PARSERS}no_rows::where", {"train.txt": "\n\n"}, "train.txt",
          {"add rows": {"train.txt": CLASSES}}),
@@ -76,18 +76,18 @@ CASES = [
     Case(f"{CLASS}_row::where#2", {"train.txt": f"{CLASSES}One\ttwo\tb\n"}, "train.txt:5",
          {"remove the tabs of the text": {"train.txt": f"{CLASSES}One two\tb\n"},
           "write JSONL": moved("train.txt", "train.jsonl")}),
-    Case("data/file_options.py::FileOptions.__post_init__::--encoding", {"train.csv": TABLE}, "--encoding",
+    Case("sources/file_options.py::FileOptions.__post_init__::--encoding", {"train.csv": TABLE}, "--encoding",
          {"name such an encoding": "--encoding gb18030", "save the file as UTF-8": ""},
          words="--encoding utf-16"),
-    of_table("data/file_options.py::FileOptions.__post_init__::--columns", TABLE[11:], "--columns",
+    of_table("sources/file_options.py::FileOptions.__post_init__::--columns", TABLE[11:], "--columns",
              {"name each column once": "--columns text,label"}, words="--columns text text"),
-    *(Case("data/file_options.py::bad_byte::where", {name: text.encode("gbk")}, f"{name}:{row}",
+    *(Case("sources/file_options.py::bad_byte::where", {name: text.encode("gbk")}, f"{name}:{row}",
            {"save the file as UTF-8": {name: text}, "read it with --encoding gb18030": "--encoding gb18030"},
            read=read)
       for name, text, row, read in (
           ("train.jsonl", NEWS, 1, texts), ("train.txt", f"{CLASSES}体育\ta", 5, texts),
           ("new.jsonl", NEWS, 1, inputs))),
-    Case("data/file_options.py::bad_byte::where",
+    Case("sources/file_options.py::bad_byte::where",
          {"train.jsonl": lines(*PAIRS, {"chosen": "Très déçu", "rejected": "Zut"}).encode("cp1252")},
          "train.jsonl:5",
          {"save the file as UTF-8": {"train.jsonl": lines(*PAIRS)},
@@ -135,7 +135,7 @@ CASES = [
          {"train.jsonl": GOOD + '{"text": "\\ud83d", "label": "a"}\n'}, "train.jsonl:5",
          {"write the text again from its origin":
           {"train.jsonl": GOOD + lines({"text": "😀", "label": "a"})}}),
-    Case("data/file_options.py::bad_byte::where", {"train.json": DOCUMENT.encode("gbk")}, "train.json:3",
+    Case("sources/file_options.py::bad_byte::where", {"train.json": DOCUMENT.encode("gbk")}, "train.json:3",
          {"save the file as UTF-8": {"train.json": DOCUMENT},
           "read it with --encoding gb18030": "--encoding gb18030"}),
     Case(f"{PARSERS}_read_document::path#2", {"train.json": json.dumps(LABELED)[:-1]}, "train.json",
@@ -164,7 +164,7 @@ CASES = [
           ("csv", ";", "write it again with ',' between the columns", "csv", TABLE))),
     Case(f"{TABLES}bad_header::f'{{path}}:1'#2", {"train.xlsx": workbook([["text,label"], ["x,a"]])},
          "train.xlsx:1", {"split the cells into columns": {"train.xlsx": workbook(SHEET)}}),
-    Case("data/file_options.py::bad_byte::where", {"train.csv": f"{TABLE}体育新闻,a\n".encode("gbk")},
+    Case("sources/file_options.py::bad_byte::where", {"train.csv": f"{TABLE}体育新闻,a\n".encode("gbk")},
          "train.csv:6",
          {"save the file as UTF-8": {"train.csv": TABLE},
           "read it with --encoding gb18030": "--encoding gb18030"}),
@@ -198,7 +198,7 @@ def test_a_hub(tmp_path: Path) -> None:
 
 def test_an_invalid_id() -> None:
     """The id of the form that it asks for is looked up, on a hub that is out of reach."""
-    with refused("data/sources.py::open_source::name") as found:
+    with refused("sources/formats.py::open_source::name") as found:
         list(read_rows("modelscope:news"))
     assert "owner/name" in found[0].expected
     assert found[0].fix == "check the id"
@@ -210,7 +210,7 @@ def test_an_invalid_id() -> None:
 
 
 def test_a_data_set_that_cannot_be_fetched(tmp_path: Path) -> None:
-    with refused("data/hub_datasets.py::_unfetched::where") as found:
+    with refused("sources/hub_datasets.py::_unfetched::where") as found:
         texts("owner/news")
     assert found[0].where == "owner/news"
     assert found[0].fix.endswith("or download the files and give their path")
@@ -222,7 +222,7 @@ def test_a_broken_link(tmp_path: Path) -> None:
     folder = tmp_path / "rows"
     write(folder, {"train.jsonl": GOOD})
     (folder / "train2.jsonl").symlink_to(tmp_path / "gone")
-    with refused("data/sources.py::_read_path::path#2") as found:
+    with refused("sources/formats.py::_read_path::path#2") as found:
         texts(str(folder))
     assert found[0].where == str(folder / "train2.jsonl")
     assert found[0].fix == "remove it or replace it"
@@ -235,7 +235,7 @@ def test_a_broken_link(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.symlink_to("/proc/self/mem")  # a file that exists and whose first byte cannot be read
-    with refused("data/sources.py::_read_path::path#3") as found:
+    with refused("sources/formats.py::_read_path::path#3") as found:
         texts(str(path))
     assert found[0].where == str(path)
     assert found[0].fix == "check the path and its rights"
@@ -247,7 +247,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_folder_without_data(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     write(folder, {"notes.md": "x", "in/train.jsonl": GOOD})
-    with refused("data/sources.py::_folder_files::folder") as found:
+    with refused("sources/formats.py::_folder_files::folder") as found:
         texts(str(folder))
     assert found[0].where == str(folder)
     assert found[0].fix == "name the folder of the files itself, or convert them"
@@ -260,11 +260,11 @@ def test_a_folder_of_several_splits(tmp_path: Path) -> None:
     rows = lines(*PAIRS)
     folder = tmp_path / "data"
     write(folder, {"train.jsonl": rows, "test.jsonl": rows})
-    with refused("data/sources.py::_folder_files::folder#2") as found:
+    with refused("sources/formats.py::_folder_files::folder#2") as found:
         read_pairs(str(folder))
     assert found[0].fix == "name one by split=, or name its file"
     assert read_pairs(str(folder), split="test").pairs
-    with refused("data/sources.py::_folder_files::folder#2"):  # where a recipe is told of a dev set
+    with refused("sources/formats.py::_folder_files::folder#2"):  # where a recipe is told of a dev set
         texts(write(tmp_path / "a", {"train.jsonl": GOOD}), f"--dev_dataset {folder}")
     (folder / "train.jsonl").write_text(GOOD)
     assert texts(str(tmp_path / "a" / "train.jsonl"), f"--dev_dataset {folder / 'train.jsonl'}")
@@ -273,7 +273,7 @@ def test_a_folder_of_several_splits(tmp_path: Path) -> None:
 def test_a_folder_without_the_split(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     write(folder, {"dev.jsonl": GOOD})
-    with refused("data/sources.py::_folder_files::folder#3") as found:
+    with refused("sources/formats.py::_folder_files::folder#3") as found:
         texts(str(folder))
     assert found[0].where == str(folder)
     assert found[0].fix == "add train.jsonl, or name a file of this folder"
@@ -285,7 +285,7 @@ def test_a_folder_without_the_split(tmp_path: Path) -> None:
 def test_the_split_of_a_file(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     source = write(folder, {"train.jsonl": lines(*PAIRS), "test.jsonl": lines(*PAIRS)})
-    with refused("data/sources.py::_check_file_split::path") as found:
+    with refused("sources/formats.py::_check_file_split::path") as found:
         read_pairs(source, split="test")
     assert found[0].fix == "name the file of that split, or a folder"
     assert read_pairs(str(folder / "test.jsonl"), split="test").pairs
@@ -293,7 +293,7 @@ def test_the_split_of_a_file(tmp_path: Path) -> None:
 
 
 def test_a_path_that_is_misspelt(tmp_path: Path) -> None:
-    site = "data/sources.py::_not_found::source if len(source) < 300 else source[:299] + '…'"
+    site = "sources/formats.py::_not_found::source if len(source) < 300 else source[:299] + '…'"
     folder = tmp_path / "data"
     write(folder, {"train.jsonl": GOOD})
     with refused(site) as found:
@@ -311,7 +311,7 @@ def test_what_save_to_disk_wrote(tmp_path: Path) -> None:
     for source in (tmp_path / "saved", tmp_path / "saved" / "data-00000-of-00001.arrow"):
         arrow = tmp_path / "saved" / "data-00000-of-00001.arrow"
         arrow.write_bytes(arrow.read_bytes()[:100])
-        with refused("data/hub_datasets.py::_load_saved::path") as found:
+        with refused("sources/hub_datasets.py::_load_saved::path") as found:
             texts(str(source))
         assert found[0].where == str(source)
         assert found[0].fix == "save it again, or as Parquet by to_parquet"
@@ -325,7 +325,7 @@ def test_what_save_to_disk_wrote(tmp_path: Path) -> None:
 def test_a_saved_split_of_another_name(tmp_path: Path) -> None:
     data = Dataset.from_list(PAIRS)
     DatasetDict(first=data, second=data).save_to_disk(str(tmp_path / "saved"))
-    with refused("data/hub_datasets.py::_pick_split::name") as found:
+    with refused("sources/hub_datasets.py::_pick_split::name") as found:
         titles(str(tmp_path / "saved"))
     assert found[0].fix == "name one by split=, or save it as a file of its own (to_parquet) and name that"
     assert "'first', 'second'" in found[0].expected
@@ -339,7 +339,7 @@ def test_rows_that_break_off() -> None:
         yield PAIRS[0]
         raise OSError("connection reset")
 
-    with refused("data/hub_datasets.py::_broken::name") as found:
+    with refused("sources/hub_datasets.py::_broken::name") as found:
         pairs_of_rows(broken(), name="rows")
     assert found[0].where == "rows"
     assert found[0].fix == "run again, or download it first"
@@ -347,7 +347,7 @@ def test_rows_that_break_off() -> None:
 
 
 def test_a_split_without_rows() -> None:
-    with refused("data/hub_datasets.py::_hub_rows::name") as found:
+    with refused("sources/hub_datasets.py::_hub_rows::name") as found:
         pairs_of_rows([], name="rows")
     assert found[0].fix == "add rows, or name another split"
     assert pairs_of_rows(PAIRS, name="rows").pairs
@@ -356,7 +356,7 @@ def test_a_split_without_rows() -> None:
 def test_a_document_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "a", {"train.json": json.dumps(LABELED)})
     monkeypatch.setattr(json_files, "MAX_JSON_BYTES", 100)
-    with refused("data/json_files.py::_read_document::path") as found:
+    with refused("sources/json_files.py::_read_document::path") as found:
         texts(source)
     assert found[0].where == source
     assert found[0].fix == "write JSONL, which is read line by line"

@@ -108,7 +108,7 @@ def test_a_loss_without_soft_labels_is_refused(
     files: dict[str, str], bases: dict[str, str], tmp_path: Path
 ) -> None:
     argv = words(files["soft"], bases["qwen2"], tmp_path, "--losses", "focal")
-    with refused("training/losses.py::TextLoss.check_soft::where") as found:
+    with refused("losses/registry.py::TextLoss.check_soft::where") as found:
         opened(argv)
     [typed] = changes(found[0], argv)
     assert opened(typed)

@@ -7,7 +7,7 @@ import pytest
 
 from qwen_task_heads.data.candidates import candidates_line, within
 from qwen_task_heads.data.examples import TextExample
-from qwen_task_heads.data.labels import LabelMap
+from qwen_task_heads.labels.label_map import LabelMap
 from qwen_task_heads.metrics.classification import SINGLE, probabilities
 
 LABELS = LabelMap(("a", "b", "c", "d"))

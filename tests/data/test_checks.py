@@ -9,7 +9,7 @@ from work import at_most
 
 from qwen_task_heads.data.checks import Finding, ReadReport, find_overlaps
 from qwen_task_heads.data.examples import PairExample
-from qwen_task_heads.data.keys import text_key
+from qwen_task_heads.sources.keys import text_key
 
 
 def test_only_planted_overlaps_are_found() -> None:
@@ -81,9 +81,7 @@ def test_lines_of_a_report() -> None:
 MODULES = (
     "candidates",
     "checks",
-    "label_files",
     "label_values",
-    "labels",
     "datasets",
     "pair_readers",
     "pair_texts",

@@ -10,9 +10,9 @@ import pytest
 
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.few_shot import choose_shots, shots_line, with_shots
-from qwen_task_heads.data.keys import text_key
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.labels.label_map import LabelMap
+from qwen_task_heads.sources.keys import text_key
 from qwen_task_heads.tokenization.templates import label_template
 
 LABELS = LabelMap(("sport", "trade", "war"))

@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 
 from qwen_task_heads.data import schema
-from qwen_task_heads.data.file_options import options_of
 from qwen_task_heads.data.pair_readers import PairData, read_pairs
 from qwen_task_heads.data.text_datasets import read_text_sets
 from qwen_task_heads.data.text_readers import TextInput, read_inputs, read_texts
 from qwen_task_heads.data.title_datasets import read_title_sets
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.sources.file_options import options_of
 
 ASKED = "About cats"
 

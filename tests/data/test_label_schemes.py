@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from qwen_task_heads.data.examples import TextExample
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.splits import hash_rows
 from qwen_task_heads.data.text_datasets import TextSets, hash_texts, read_text_sets
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.labels.label_map import LabelMap
 
 SCHEMA = "- {name: 体育, aliases: [体育新闻, sport]}\n- {name: 财经}\n- {name: 国际, aliases: [world]}\n"
 NAMES = ("体育", "财经", "国际")

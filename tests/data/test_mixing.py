@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from qwen_task_heads.data.examples import TextExample
-from qwen_task_heads.data.keys import text_key
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.mixing import mix_in
 from qwen_task_heads.data.text_datasets import TextSets, read_text_sets
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.labels.label_map import LabelMap
+from qwen_task_heads.sources.keys import text_key
 
 
 def examples(word: str, count: int, **more: Any) -> list[TextExample]:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from qwen_task_heads.data.hub_datasets import _pick_split
 from qwen_task_heads.data.pair_readers import read_pairs
-from qwen_task_heads.data.sources import FileProblem, read_rows
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.sources.formats import FileProblem, read_rows
+from qwen_task_heads.sources.hub_datasets import _pick_split
 
 ROW = {"chosen": "Ten quiet beaches", "rejected": "Beaches"}
 LINE = json.dumps(ROW) + "\n"
@@ -267,7 +267,7 @@ def test_parquet_without_rows_or_with_a_column_twice(tmp_path: Path) -> None:
 
 
 def test_a_json_document_over_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qwen_task_heads.data.json_files.MAX_JSON_BYTES", 100)
+    monkeypatch.setattr("qwen_task_heads.sources.json_files.MAX_JSON_BYTES", 100)
     path = write(tmp_path / "a.json", json.dumps([ROW] * 9))
     assert "100 bytes" in refusal(path, "file-format")
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from qwen_task_heads.data.keys import text_key
 from qwen_task_heads.data.pair_readers import read_pairs
 from qwen_task_heads.data.text_datasets import TextSets, read_text_sets
 from qwen_task_heads.data.text_readers import read_inputs
 from qwen_task_heads.data.title_datasets import TitleSets, read_title_sets
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.sources.keys import text_key
 
 CLASSES = ("教育", "财经", "科技", "房产", "时政", "家居", "时尚")
 

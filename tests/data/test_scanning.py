@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from qwen_task_heads.data.batches import BATCH_ROWS
-from qwen_task_heads.data.file_options import FileOptions
-from qwen_task_heads.data.hub_datasets import rows_of
 from qwen_task_heads.data.pair_readers import read_pairs
 from qwen_task_heads.data.text_datasets import read_text_sets
 from qwen_task_heads.data.text_readers import read_texts, texts_of_rows
 from qwen_task_heads.data.title_datasets import read_title_sets
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.sources.batches import BATCH_ROWS
+from qwen_task_heads.sources.file_options import FileOptions
+from qwen_task_heads.sources.hub_datasets import rows_of
 
 
 class Row(dict[str, object]):

@@ -6,9 +6,9 @@ import pytest
 from work import at_most_lines
 
 from qwen_task_heads.data.examples import PairExample
-from qwen_task_heads.data.keys import text_key
 from qwen_task_heads.data.splits import assign_groups, split_by_group, split_texts
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.sources.keys import text_key
 
 
 def mixed_pairs(count: int = 2000) -> list[PairExample]:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from qwen_task_heads.data import stores
-from qwen_task_heads.data.keys import hash_keys
 from qwen_task_heads.data.stores import CHUNK, Column, Places, Texts, cache_folder
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.sources.keys import hash_keys
 
 
 def words(count: int, *, seed: int = 0) -> list[str]:

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from work import at_most
 
-from qwen_task_heads.data import hub_datasets
 from qwen_task_heads.data.checks import examine_texts, find_overlaps
 from qwen_task_heads.data.examples import TextExample
-from qwen_task_heads.data.keys import text_key
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.splits import split_texts
 from qwen_task_heads.data.text_datasets import TextSets, read_text_sets
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.labels.label_map import LabelMap
+from qwen_task_heads.sources import hub_datasets
+from qwen_task_heads.sources.keys import text_key
 
 
 def write_rows(path: Path, rows: Iterable[object]) -> str:

@@ -15,10 +15,10 @@ from fuzzing import a_text, corrupt, dumps, nested, write
 from work import at_most
 
 from qwen_task_heads.data.examples import TextExample
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_datasets import read_text_sets
 from qwen_task_heads.data.text_readers import read_inputs
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.labels.label_map import LabelMap
 
 NAMES = ("art", "体育", "a, b", "news")
 LABELS = LabelMap(NAMES)

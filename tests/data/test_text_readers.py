@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from qwen_task_heads.data.json_files import FileProblem
 from qwen_task_heads.data.raw_texts import RawText, RawTexts
 from qwen_task_heads.data.schema import CONVERSATIONS, PROBLEM_TYPES, TARGETS, TEXTS, TextColumns
 from qwen_task_heads.data.text_readers import TextInput, read_inputs, read_texts
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode import configuration_task_heads
+from qwen_task_heads.sources.json_files import FileProblem
 
 
 def write_rows(path: Path, rows: Iterable[object]) -> str:

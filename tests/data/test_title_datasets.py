@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from qwen_task_heads.data import hub_datasets
-from qwen_task_heads.data.keys import text_key
 from qwen_task_heads.data.title_datasets import read_title_sets
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.sources import hub_datasets
+from qwen_task_heads.sources.keys import text_key
 
 
 def write(path: Path, *rows: object) -> str:

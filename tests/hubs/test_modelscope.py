@@ -19,13 +19,13 @@ from problem_assertions import raises_problem
 from transformers import AutoModelForSequenceClassification
 
 from qwen_task_heads import LabelMap, LabelScorer, adapter_config, build, load, load_tokenizer, merge, save
-from qwen_task_heads.data.sources import _fetched_folder
 from qwen_task_heads.data.text_readers import read_inputs
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.export.stock import export_stock
 from qwen_task_heads.generators import base_of, load_generator
 from qwen_task_heads.hubcode.saving_task_heads import SEE_CONFIG
 from qwen_task_heads.hubs import resolve
+from qwen_task_heads.sources.formats import _fetched_folder
 from qwen_task_heads.tokenization.label_prompts import AnswerPrompts
 
 modelscope_hub = pytest.importorskip("modelscope_hub", reason="modelscope is not installed")

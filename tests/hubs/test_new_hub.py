@@ -17,10 +17,10 @@ from peft import get_peft_model
 from problem_assertions import raises_problem
 
 from qwen_task_heads import adapter_config, bind_template, build, load, load_tokenizer, merge, save
-from qwen_task_heads.data.sources import read_rows
 from qwen_task_heads.hubs import HUBS, Hub
 from qwen_task_heads.hubs.base import Kind, State
 from qwen_task_heads.publishing.publish import publish
+from qwen_task_heads.sources.formats import read_rows
 
 
 class Shelf(Hub):

@@ -117,8 +117,8 @@ def test_without_the_library_the_engine_is_refused_with_the_command_to_install_i
 
 
 def test_an_unknown_encoder_is_refused_before_loading(tmp_path: Path) -> None:
-    from qwen_task_heads.data.labels import LabelMap
     from qwen_task_heads.data.text_datasets import TextSets
+    from qwen_task_heads.labels.label_map import LabelMap
 
     rows = texts(4, 0)
     sets = TextSets(

@@ -10,13 +10,13 @@ import torch
 from scipy import stats
 
 from qwen_task_heads.data.examples import PairExample, TextExample
+from qwen_task_heads.losses.registry import resolve_loss
 from qwen_task_heads.metrics.classification import classification_metrics, coarse_accuracy
 from qwen_task_heads.metrics.ranking import group_metrics, pair_accuracy, ranking_metrics, spearman
 from qwen_task_heads.metrics.ties import gap_signs, merge_ties, tie_bound, top_credit, top_shares
 from qwen_task_heads.metrics.title_baselines import TfidfBradleyTerry
 from qwen_task_heads.reports.comparison import compare, measure
 from qwen_task_heads.training.feature_rows import PairRows
-from qwen_task_heads.training.losses import resolve_loss
 
 # Scores of one input in batches of other shapes, which differ by rounding.
 NOISE = np.random.default_rng(0).uniform(-2e-7, 2e-7, 400)

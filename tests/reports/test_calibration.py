@@ -21,12 +21,12 @@ from transformers import AutoModelForSequenceClassification
 
 from qwen_task_heads import Scorer, TaskHeadsError, adapter_config, build, load, load_tokenizer, merge, save
 from qwen_task_heads.data.examples import PairExample, TextExample
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_datasets import TextSets
 from qwen_task_heads.data.title_datasets import TitleSets
 from qwen_task_heads.export.onnx import export_onnx, run_onnx
 from qwen_task_heads.export.stock import export_stock
 from qwen_task_heads.head_rows import fold_temperature
+from qwen_task_heads.labels.label_map import LabelMap
 from qwen_task_heads.metrics.calibration import divide_logits
 from qwen_task_heads.metrics.classification import (
     MULTI,

@@ -12,12 +12,12 @@ import pytest
 from scipy.stats import binomtest
 
 from qwen_task_heads.data.examples import PairExample, TextExample
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_datasets import TextSets, hash_texts
 from qwen_task_heads.data.title_datasets import TitleSets
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.inference.engine_options import EngineSpec, PromptOptions
 from qwen_task_heads.inference.engines import open_engine
+from qwen_task_heads.labels.label_map import LabelMap
 from qwen_task_heads.metrics.ranking import ranking_metrics
 from qwen_task_heads.metrics.text_baselines import MAJORITY
 from qwen_task_heads.reports.comparison import Measured, compare, draw_groups, measure

@@ -17,11 +17,11 @@ from rendered_card import Rendered
 
 from qwen_task_heads import build
 from qwen_task_heads.data.examples import PairExample, TextExample
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_datasets import TextSets
 from qwen_task_heads.data.title_datasets import TitleSets
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubcode.hashes_task_heads import hash_files, write_manifest
+from qwen_task_heads.labels.label_map import LabelMap
 from qwen_task_heads.reports.card_facts import NOTHING_STATED, CardFacts, licence_fields
 from qwen_task_heads.reports.finishing import FinishedTraining, Trained, describe_run
 from qwen_task_heads.reports.kept_card import kept_card

@@ -20,9 +20,9 @@ from rendered_card import Rendered
 
 from qwen_task_heads import build, load_tokenizer
 from qwen_task_heads.data.examples import TextExample
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.data.text_datasets import TextSets
 from qwen_task_heads.inference.scorer import Scorer
+from qwen_task_heads.labels.label_map import LabelMap
 from qwen_task_heads.metrics.classification import (
     BEST_METRIC,
     MULTI,

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from qwen_task_heads import PooledClassifierConfig, TaskHeadsError, load_tokenizer
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.hubcode.encoding_task_heads import encode_texts
+from qwen_task_heads.labels.label_map import LabelMap
 from qwen_task_heads.tokenization.templates import (
     Plain,
     Template,

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from qwen_task_heads.data.labels import LabelMap
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.labels.label_map import LabelMap
 from qwen_task_heads.training.added_labels import read_datasets_for
 
 OWN = ("sport", "money", "health")  # not sorted: the order of a label file

@@ -30,6 +30,7 @@ from transformers import (
 
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.losses.registry import TEXT_LOSSES
 from qwen_task_heads.models import adapter_config, build, load_tokenizer
 from qwen_task_heads.tokenization.collators import text_dataset
 from qwen_task_heads.training.checkpoints import (
@@ -39,7 +40,6 @@ from qwen_task_heads.training.checkpoints import (
 )
 from qwen_task_heads.training.checkpoints import train as train_or_resume
 from qwen_task_heads.training.classifier_trainer import ClassifierTrainer
-from qwen_task_heads.training.losses import TEXT_LOSSES
 from qwen_task_heads.training.run_checks import resume_hazards
 
 SINGLE, MULTI, SCORE, ORDER = TEXT_LOSSES

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qwen_task_heads import build
+from qwen_task_heads.losses.registry import GROUP_LOSSES, PAIR_LOSSES, TEXT_LOSSES, resolve_text_loss
 from qwen_task_heads.training.convex_heads import PATIENCE, PENALTIES, fit_path
 from qwen_task_heads.training.feature_rows import FeatureRows, GroupRows, PairRows, TextRows, logits_of
 from qwen_task_heads.training.frozen_heads import FittedHead, HeadTraining, fit_head, fresh_head
-from qwen_task_heads.training.losses import GROUP_LOSSES, PAIR_LOSSES, TEXT_LOSSES, resolve_text_loss
 
 SINGLE, MULTI, SCORE, ORDER = TEXT_LOSSES
 ROWS, WIDTH = 240, 24

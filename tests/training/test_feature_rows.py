@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
+from qwen_task_heads.losses.registry import GROUP_LOSSES, PAIR_LOSSES, TEXT_LOSSES, resolve_text_loss
 from qwen_task_heads.tokenization.collators import group_dataset, pair_dataset, text_dataset
 from qwen_task_heads.training.feature_rows import FeatureRows, GroupRows, PairRows, TextRows, logits_of
-from qwen_task_heads.training.losses import GROUP_LOSSES, PAIR_LOSSES, TEXT_LOSSES, resolve_text_loss
 
 SINGLE, MULTI, SCORE, ORDER = TEXT_LOSSES
 WIDTH = 6

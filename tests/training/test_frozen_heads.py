@@ -14,12 +14,12 @@ from transformers import TrainingArguments
 from qwen_task_heads import adapter_config, build
 from qwen_task_heads.data.examples import PairExample, TextExample
 from qwen_task_heads.hubcode.encoding_task_heads import pad_rows
+from qwen_task_heads.losses.registry import PAIR_LOSSES, TEXT_LOSSES, resolve_text_loss
 from qwen_task_heads.tokenization.collators import pair_dataset, text_dataset
 from qwen_task_heads.training.classifier_trainer import ClassifierTrainer
 from qwen_task_heads.training.feature_rows import PairRows, TextRows, logits_of
 from qwen_task_heads.training.features import extract_features
 from qwen_task_heads.training.frozen_heads import HeadTraining, fit_head, fresh_head, head_config
-from qwen_task_heads.training.losses import PAIR_LOSSES, TEXT_LOSSES, resolve_text_loss
 
 SINGLE, MULTI, SCORE, ORDER = TEXT_LOSSES
 LABELS = {SINGLE: 3, MULTI: 3, SCORE: 1, ORDER: 3}

@@ -21,10 +21,10 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from qwen_task_heads.data.examples import GroupExample, PairExample
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.losses.registry import GROUP_LOSSES, PAIR_LOSSES
 from qwen_task_heads.models import adapter_config, build, load_tokenizer
 from qwen_task_heads.tokenization.collators import TitleCollator, group_dataset, pair_dataset
 from qwen_task_heads.tokenization.templates import Template, compile_template
-from qwen_task_heads.training.losses import GROUP_LOSSES, PAIR_LOSSES
 from qwen_task_heads.training.title_arguments import TitleConfig
 from qwen_task_heads.training.title_trainer import TitleTrainer
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from problem_assertions import raises_problem
 
-from qwen_task_heads.training.group_losses import all_pairs, pair_indices, plackett_luce
-from qwen_task_heads.training.loss_rows import reduce
-from qwen_task_heads.training.losses import GROUP_LOSSES, resolve_loss, unused_signals
-from qwen_task_heads.training.pair_losses import bradley_terry
+from qwen_task_heads.losses.groups import all_pairs, pair_indices, plackett_luce
+from qwen_task_heads.losses.pairs import bradley_terry
+from qwen_task_heads.losses.registry import GROUP_LOSSES, resolve_loss, unused_signals
+from qwen_task_heads.losses.rows import reduce
 
 SIZES = [2, 5, 3, 4]
 

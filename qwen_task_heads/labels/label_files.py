@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qwen_task_heads.data.hub_datasets import is_saved_dataset
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
+from qwen_task_heads.sources.hub_datasets import is_saved_dataset
 
 LabelTexts = dict[str, tuple[Any, ...]]  # fields of `LabelMap`
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from transformers import Qwen2Config
 
-from qwen_task_heads.data.label_files import find_label_file, is_whole
-from qwen_task_heads.data.labels import LabelMap, check_same
 from qwen_task_heads.data.text_datasets import read_text_sets
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import PooledClassifierConfig
+from qwen_task_heads.labels.label_files import find_label_file, is_whole
+from qwen_task_heads.labels.label_map import LabelMap, check_same
 
 
 def written(path: Path, content: str | bytes) -> Path:

@@ -17,11 +17,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
 
-from qwen_task_heads.data.batches import Item, Row, RowSource, in_batches
-from qwen_task_heads.data.class_files import read_class_lines
-from qwen_task_heads.data.excel import read_excel
-from qwen_task_heads.data.file_options import PLAIN, FileOptions
-from qwen_task_heads.data.hub_datasets import (
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
+from qwen_task_heads.hubs import HUBS, HUGGINGFACE, hub_named, resolve
+from qwen_task_heads.sources.batches import Item, Row, RowSource, in_batches
+from qwen_task_heads.sources.class_files import read_class_lines
+from qwen_task_heads.sources.excel import read_excel
+from qwen_task_heads.sources.file_options import PLAIN, FileOptions
+from qwen_task_heads.sources.hub_datasets import (
     NoSuchSplit,
     canonical_split,
     first_few,
@@ -31,10 +33,8 @@ from qwen_task_heads.data.hub_datasets import (
     open_saved,
     split_name,
 )
-from qwen_task_heads.data.json_files import FileProblem, read_json, read_jsonl, wrong_kind
-from qwen_task_heads.data.table_files import parquet_class_names, read_parquet, read_table
-from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
-from qwen_task_heads.hubs import HUBS, HUGGINGFACE, hub_named, resolve
+from qwen_task_heads.sources.json_files import FileProblem, read_json, read_jsonl, wrong_kind
+from qwen_task_heads.sources.table_files import parquet_class_names, read_parquet, read_table
 
 KINDS = {
     ".jsonl": "jsonl",
@@ -136,7 +136,7 @@ def split_hub(source: str, hub: str) -> tuple[str, str]:
     """Return an id and its hub: that of a prefix, else the given one.
 
     Example:
-        >>> from qwen_task_heads.data.sources import split_hub
+        >>> from qwen_task_heads.sources.formats import split_hub
         >>> split_hub("modelscope:owner/name", "huggingface"), split_hub("owner/name", "huggingface")
         (('owner/name', 'modelscope'), ('owner/name', 'huggingface'))
     """

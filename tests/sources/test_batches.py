@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from qwen_task_heads.data.batches import (
+from qwen_task_heads.errors import Problem
+from qwen_task_heads.sources.batches import (
     ABSENT,
     Batch,
     Kept,
@@ -19,9 +20,8 @@ from qwen_task_heads.data.batches import (
     as_rows,
     in_batches,
 )
-from qwen_task_heads.data.json_files import FileProblem, read_jsonl
-from qwen_task_heads.data.table_files import read_parquet, read_table
-from qwen_task_heads.errors import Problem
+from qwen_task_heads.sources.json_files import FileProblem, read_jsonl
+from qwen_task_heads.sources.table_files import read_parquet, read_table
 
 PROBLEM = Problem("a:2", "found 1", "2", "correct it", code="value-range")
 

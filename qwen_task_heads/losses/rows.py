@@ -1,6 +1,6 @@
 """`Loss` and `LossOption`: the rows of `losses.LOSSES`, and checks of the tensors that losses share.
 
-A row is below its function, in `pair_losses`, `group_losses` or `text_losses`. Options, help, checks,
+A row is below its function, in `pairs`, `groups` or `texts`. Options, help, checks,
 documentation and tests read the rows, so that a new loss is one function and one row.
 """
 
@@ -59,7 +59,7 @@ class LossOption:
         """Return the problem of a value that is not a finite number within the bounds, if any.
 
         Example:
-            >>> from qwen_task_heads.training.pair_losses import NU
+            >>> from qwen_task_heads.losses.pairs import NU
             >>> NU.problems(0.5), NU.problems(0.0)[0].expected
             ([], 'a number above 0')
         """

@@ -1,4 +1,4 @@
-"""Losses over pairs of scores, chosen against rejected. `group_losses` has the losses over several titles.
+"""Losses over pairs of scores, chosen against rejected. `groups` has the losses over several titles.
 
 Design decisions:
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.training.loss_rows import Loss, LossOption, as_column, at_least_fp32, nan_of, shape_error
+from qwen_task_heads.losses.rows import Loss, LossOption, as_column, at_least_fp32, nan_of, shape_error
 
 
 def bradley_terry(chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def bradley_terry(chosen: Tensor, rejected: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from qwen_task_heads.training.pair_losses import bradley_terry
+        >>> from qwen_task_heads.losses.pairs import bradley_terry
         >>> bradley_terry(torch.tensor([2.0]), torch.tensor([2.0]))
         tensor([0.6931])
     """

@@ -23,9 +23,9 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, BinaryIO
 
-from qwen_task_heads.data.batches import BATCH_BYTES, BATCH_ROWS, Item, Row, RowBatch, in_batches
-from qwen_task_heads.data.file_options import PLAIN, FileOptions, bad_byte
 from qwen_task_heads.errors import Problem, shorten
+from qwen_task_heads.sources.batches import BATCH_BYTES, BATCH_ROWS, Item, Row, RowBatch, in_batches
+from qwen_task_heads.sources.file_options import PLAIN, FileOptions, bad_byte
 
 MAX_LINE_BYTES = 16 * 2**20  # a file without line ends must not fill the memory
 MAX_JSON_BYTES = 2**30  # a JSON document is in memory several times while it is parsed

@@ -7,9 +7,9 @@ import torch
 from problem_assertions import raises_problem
 from torch.nn import functional as F
 
-from qwen_task_heads.training import pair_losses
-from qwen_task_heads.training.loss_rows import reduce
-from qwen_task_heads.training.losses import PAIR_LOSSES, resolve_loss
+from qwen_task_heads.losses import pairs as losses
+from qwen_task_heads.losses.registry import PAIR_LOSSES, resolve_loss
+from qwen_task_heads.losses.rows import reduce
 
 B = 64
 
@@ -111,7 +111,7 @@ def test_close_pairs_at_score_eight_do_not_tie_in_fp32():
     low = 8 + 0.5 * torch.rand(100_000, generator=generator)
     high = low + 0.04
     assert int((high == low).sum()) == 0
-    assert int((pair_losses.bradley_terry(high, low) >= math.log(2)).sum()) == 0
+    assert int((losses.bradley_terry(high, low) >= math.log(2)).sum()) == 0
     # With bf16 scores the same pairs would tie.
     tied = (high.bfloat16() == low.bfloat16()).float().mean().item()
     assert 0.2 < tied < 0.6
@@ -121,20 +121,18 @@ def test_margin_ranking_equals_torch():
     c, r = scores(5, torch.float32)
     for margin in (0.0, 0.1, 1.0, 5.0):
         wanted = F.margin_ranking_loss(c, r, torch.ones(B), margin=margin)
-        torch.testing.assert_close(
-            reduce(pair_losses.margin_ranking(c, r, margin=margin)), wanted, atol=0, rtol=0
-        )
-    by_row = pair_losses.margin_ranking(c, r, margin=torch.full((B,), 0.1))
-    torch.testing.assert_close(by_row, pair_losses.margin_ranking(c, r, margin=0.1))
+        torch.testing.assert_close(reduce(losses.margin_ranking(c, r, margin=margin)), wanted, atol=0, rtol=0)
+    by_row = losses.margin_ranking(c, r, margin=torch.full((B,), 0.1))
+    torch.testing.assert_close(by_row, losses.margin_ranking(c, r, margin=0.1))
 
 
 def test_margin_zero_has_no_gradient_once_ordered_and_no_loss_for_a_constant_scorer():
     c = torch.tensor([1.0, 0.3], requires_grad=True)
-    out = pair_losses.margin_ranking(c, torch.tensor([0.9, -4.0]))
+    out = losses.margin_ranking(c, torch.tensor([0.9, -4.0]))
     out.sum().backward()
     assert out.tolist() == [0.0, 0.0]
     assert c.grad.tolist() == [0.0, 0.0]
-    assert pair_losses.margin_ranking(torch.full((3,), 2.0), torch.full((3,), 2.0)).sum() == 0
+    assert losses.margin_ranking(torch.full((3,), 2.0), torch.full((3,), 2.0)).sum() == 0
 
 
 def test_bradley_terry_and_centring_equal_trl():
@@ -142,22 +140,18 @@ def test_bradley_terry_and_centring_equal_trl():
     margin = columns(torch.float32)["margin"]
     # trl/trainer/reward_trainer.py, compute_loss
     wanted = -F.logsigmoid(c - r - margin).mean() + 0.01 * torch.mean((c + r) ** 2)
-    found = reduce(pair_losses.bradley_terry_margin(c, r, margin=margin)) + reduce(
-        pair_losses.center_rewards(c, r, coefficient=0.01)
+    found = reduce(losses.bradley_terry_margin(c, r, margin=margin)) + reduce(
+        losses.center_rewards(c, r, coefficient=0.01)
     )
     torch.testing.assert_close(found, wanted)
 
 
 def test_soft_reduces_to_bradley_terry_and_is_least_at_the_logit():
     c, r = scores(7)
-    torch.testing.assert_close(
-        pair_losses.soft(c, r, preference=torch.ones(B)), pair_losses.bradley_terry(c, r)
-    )
-    torch.testing.assert_close(
-        pair_losses.soft(c, r, preference=torch.zeros(B)), pair_losses.bradley_terry(r, c)
-    )
+    torch.testing.assert_close(losses.soft(c, r, preference=torch.ones(B)), losses.bradley_terry(c, r))
+    torch.testing.assert_close(losses.soft(c, r, preference=torch.zeros(B)), losses.bradley_terry(r, c))
     gap = torch.full((1,), math.log(0.8 / 0.2), dtype=torch.float64, requires_grad=True)
-    pair_losses.soft(gap, torch.zeros_like(gap), preference=torch.tensor([0.8])).sum().backward()
+    losses.soft(gap, torch.zeros_like(gap), preference=torch.tensor([0.8])).sum().backward()
     assert abs(gap.grad.item()) < 1e-7
 
 
@@ -186,7 +180,7 @@ def test_ties_are_marked_by_either_column(name):
 def test_without_ties_the_small_tie_parameter_gives_bradley_terry(name):
     c, r = scores(10)
     found = PAIR_LOSSES[name](c, r, tie=torch.zeros(B, dtype=torch.bool), nu=1e-12)
-    torch.testing.assert_close(found, pair_losses.bradley_terry(c, r))
+    torch.testing.assert_close(found, losses.bradley_terry(c, r))
 
 
 @pytest.mark.parametrize("name", [name for name, loss in PAIR_LOSSES.items() if loss.uses])
@@ -208,7 +202,7 @@ def test_a_nan_score_gives_a_nan_loss(name):
 
 def test_reduce_weights_rows_and_is_the_same_in_parts():
     c, r = scores(13)
-    row = pair_losses.bradley_terry(c, r)
+    row = losses.bradley_terry(c, r)
     weight = torch.rand(B, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     whole = reduce(row * weight)
     parts = [reduce(part) for part in (row * weight).split(8)]
@@ -245,9 +239,9 @@ def test_shapes_that_would_broadcast_raise_errors():
     c, r = scores()
     for left, right in ((c[:, None], r), (c, r[:, None]), (c[:, None], r[:, None]), (c, r[:1])):
         with raises_problem("argument-type", "loss input 'scores'"):
-            pair_losses.bradley_terry(left, right)
+            losses.bradley_terry(left, right)
     with raises_problem("argument-type", "loss input 'margin'"):
-        pair_losses.bradley_terry_margin(c, r, margin=torch.ones(B, 1))
+        losses.bradley_terry_margin(c, r, margin=torch.ones(B, 1))
     with raises_problem("argument-type", "reduce"):
         reduce(torch.empty(0))
 
@@ -263,4 +257,4 @@ def test_a_tie_parameter_out_of_range_raises_an_error(nu):
 @pytest.mark.parametrize("coefficient", [-0.01, math.nan, math.inf])
 def test_a_centring_coefficient_out_of_range_raises_an_error(coefficient):
     with raises_problem("option-range", "center_rewards"):
-        pair_losses.center_rewards(*scores(), coefficient=coefficient)
+        losses.center_rewards(*scores(), coefficient=coefficient)

@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, BinaryIO
 
-from qwen_task_heads.data.batches import ABSENT, BATCH_BYTES, BATCH_ROWS, Batch, Item, Row, in_batches
-from qwen_task_heads.data.file_options import PLAIN, FileOptions, bad_byte
-from qwen_task_heads.data.hub_datasets import names_of_classes
-from qwen_task_heads.data.json_files import (
+from qwen_task_heads.errors import Problem, error_at, shorten
+from qwen_task_heads.sources.batches import ABSENT, BATCH_BYTES, BATCH_ROWS, Batch, Item, Row, in_batches
+from qwen_task_heads.sources.file_options import PLAIN, FileOptions, bad_byte
+from qwen_task_heads.sources.hub_datasets import names_of_classes
+from qwen_task_heads.sources.json_files import (
     LONE_SURROGATE,
     MAX_LINE_BYTES,
     FileProblem,
@@ -26,7 +27,6 @@ from qwen_task_heads.data.json_files import (
     no_rows,
     numbered_lines,
 )
-from qwen_task_heads.errors import Problem, error_at, shorten
 
 
 def read_table(path: str, options: FileOptions = PLAIN, *, delimiter: str = ",") -> Iterator[Item]:

@@ -9,9 +9,7 @@ from importlib import resources
 import pytest
 from problem_assertions import raises_problem
 
-from qwen_task_heads.training.classifier_arguments import ClassifierArguments
-from qwen_task_heads.training.loss_rows import Loss, LossOption
-from qwen_task_heads.training.losses import (
+from qwen_task_heads.losses.registry import (
     LOSSES,
     TITLE_LOSSES,
     given_options,
@@ -21,6 +19,8 @@ from qwen_task_heads.training.losses import (
     unused_options,
     with_loss_options,
 )
+from qwen_task_heads.losses.rows import Loss, LossOption
+from qwen_task_heads.training.classifier_arguments import ClassifierArguments
 from qwen_task_heads.training.title_arguments import TitleArguments
 
 ROWS = [

@@ -6,7 +6,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from qwen_task_heads.data.keys import combine, components, hash_keys, repeated, text_key, within
+from qwen_task_heads.sources.keys import combine, components, hash_keys, repeated, text_key, within
 
 
 def spelled_out(text: str) -> str:

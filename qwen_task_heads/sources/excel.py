@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
-from qwen_task_heads.data.batches import Row
-from qwen_task_heads.data.file_options import PLAIN, FileOptions
-from qwen_task_heads.data.json_files import FileProblem
-from qwen_task_heads.data.table_files import bad_header
 from qwen_task_heads.errors import shorten
+from qwen_task_heads.sources.batches import Row
+from qwen_task_heads.sources.file_options import PLAIN, FileOptions
+from qwen_task_heads.sources.json_files import FileProblem
+from qwen_task_heads.sources.table_files import bad_header
 
 
 def read_excel(path: str, options: FileOptions = PLAIN) -> Iterator[Row]:

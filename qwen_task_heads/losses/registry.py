@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
-from qwen_task_heads.training import group_losses, pair_losses, text_losses
-from qwen_task_heads.training.class_balance import absent_label_messages, counts_problem, read_weights
-from qwen_task_heads.training.loss_rows import Loss, LossOption
+from qwen_task_heads.losses import groups, pairs, texts
+from qwen_task_heads.losses.class_balance import absent_label_messages, counts_problem, read_weights
+from qwen_task_heads.losses.rows import Loss, LossOption
 
 # Problem type -> name -> row. The first of each problem type is its default.
 LOSSES: dict[str, dict[str, Loss]] = {}
-for _row in (*pair_losses.ROWS, *group_losses.ROWS, *text_losses.ROWS):
+for _row in (*pairs.ROWS, *groups.ROWS, *texts.ROWS):
     LOSSES.setdefault(_row.problem_type, {})[_row.name] = _row
 
 PAIR_LOSSES, GROUP_LOSSES = LOSSES["pairs"], LOSSES["groups"]
@@ -94,7 +94,7 @@ def resolve_loss(name: str, *kinds: str) -> Loss:
         TaskHeadsError: there is no such loss; the message lists the names.
 
     Example:
-        >>> from qwen_task_heads.training.losses import resolve_loss
+        >>> from qwen_task_heads.losses.registry import resolve_loss
         >>> resolve_loss("bradley_terry", "pairs", "groups").formula
         '-log σ(c - r)'
     """
@@ -117,7 +117,7 @@ def unused_options(
         where: option that chooses a loss.
 
     Example:
-        >>> from qwen_task_heads.training.losses import PAIR_LOSSES, unused_options
+        >>> from qwen_task_heads.losses.registry import PAIR_LOSSES, unused_options
         >>> known = PAIR_LOSSES.values()
         >>> unused_options({"nu": 1.0}, [PAIR_LOSSES["soft"]], known=known)[0].fix
         'drop it, or give --loss rao_kupper'
@@ -152,7 +152,7 @@ def unused_signals(loss_name: str, columns: Iterable[str]) -> str | None:
         columns: columns of the data set, such as `train.column_names`; columns without signals are ignored.
 
     Example:
-        >>> from qwen_task_heads.training.losses import unused_signals
+        >>> from qwen_task_heads.losses.registry import unused_signals
         >>> unused_signals("bradley_terry", ["chosen_ids", "rejected_ids", "row"])
         >>> unused_signals("bradley_terry", ["chosen_ids", "rejected_ids", "margin"]).split(": ")[1]
         'choose bradley_terry_margin to use them'
@@ -240,7 +240,7 @@ def resolve_text_loss(
         TaskHeadsError: an unknown loss, an option that it does not take, or a value out of range.
 
     Example:
-        >>> from qwen_task_heads.training.losses import resolve_text_loss
+        >>> from qwen_task_heads.losses.registry import resolve_text_loss
         >>> loss = resolve_text_loss(None, problem_type="single_label_classification", num_labels=2,
         ...                          options={"class_weights": "balanced"}, class_counts=[30, 10])
         >>> loss.parameters["class_weights"]

@@ -19,16 +19,16 @@ from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from qwen_task_heads.data.keys import text_key
-from qwen_task_heads.data.label_files import (
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
+from qwen_task_heads.hubcode.encoding_task_heads import as_list
+from qwen_task_heads.labels.label_files import (
     alias_problems,
     is_whole,
     name_problems,
     parent_problems,
     read_label_file,
 )
-from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
-from qwen_task_heads.hubcode.encoding_task_heads import as_list
+from qwen_task_heads.sources.keys import text_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

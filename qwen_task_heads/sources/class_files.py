@@ -16,15 +16,15 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 
-from qwen_task_heads.data.batches import Row, TextRow
-from qwen_task_heads.data.file_options import PLAIN, FileOptions
-from qwen_task_heads.data.json_files import (
+from qwen_task_heads.errors import Problem
+from qwen_task_heads.sources.batches import Row, TextRow
+from qwen_task_heads.sources.file_options import PLAIN, FileOptions
+from qwen_task_heads.sources.json_files import (
     MAX_LINE_BYTES,
     line_too_long,
     no_rows,
     numbered_lines,
 )
-from qwen_task_heads.errors import Problem
 
 FASTTEXT = re.compile(r"__label__(\S+)\s*")
 SNIFFED = 2000  # lines that decide the layout

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
-from qwen_task_heads.training.loss_rows import Loss, as_column, at_least_fp32, nan_of, shape_error
+from qwen_task_heads.losses.rows import Loss, as_column, at_least_fp32, nan_of, shape_error
 
 
 def plackett_luce(scores: Tensor, *, sizes: Sequence[int], gains: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def pair_indices(sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Return left and right positions `(M,)`, int64, of all pairs i < j of each group in a tensor `(N,)`.
 
     Example:
-        >>> from qwen_task_heads.training.group_losses import pair_indices
+        >>> from qwen_task_heads.losses.groups import pair_indices
         >>> pair_indices([2, 3])
         (tensor([0, 2, 2, 3]), tensor([1, 3, 4, 4]))
     """

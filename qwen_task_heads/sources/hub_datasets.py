@@ -14,7 +14,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from qwen_task_heads.data.batches import (
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
+from qwen_task_heads.sources.batches import (
     ABSENT,
     Batch,
     Item,
@@ -23,8 +24,7 @@ from qwen_task_heads.data.batches import (
     RowSource,
     in_batches,
 )
-from qwen_task_heads.data.json_files import FileProblem, check_object
-from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
+from qwen_task_heads.sources.json_files import FileProblem, check_object
 
 SPLITS = {
     "train": ("train", "training"),

@@ -2,7 +2,7 @@
 
 Weights are divided once by their mean over the training rows. The loss, and with it the learning rate, keeps
 the scale of an unweighted run. The mean over the rows of any batch is an unbiased part of the mean over the
-training set (see `text_losses`).
+training set (see `texts`).
 A label without a training row gets the weight 1 and is named in a message. Rows of dev may have this label,
 and an infinite weight would make their loss infinite.
 """
@@ -36,7 +36,7 @@ def count_labels(
         TaskHeadsError: an id outside 0 to K - 1, by row, such as -100, which torch leaves out of a mean.
 
     Example:
-        >>> from qwen_task_heads.training.class_balance import count_labels
+        >>> from qwen_task_heads.losses.class_balance import count_labels
         >>> count_labels([0, 2, 2], problem_type="ordinal", num_labels=3)
         [1, 0, 2]
     """
@@ -69,7 +69,7 @@ def balanced_class_weights(counts: Sequence[int]) -> Tensor:
     Source: scikit-learn's `class_weight="balanced"`; King & Zeng 2001. The mean over the rows is 1.
 
     Example:
-        >>> from qwen_task_heads.training.class_balance import balanced_class_weights
+        >>> from qwen_task_heads.losses.class_balance import balanced_class_weights
         >>> balanced_class_weights([30, 10])
         tensor([0.6667, 2.0000])
     """

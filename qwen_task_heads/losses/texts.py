@@ -27,8 +27,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.losses.rows import Loss, LossOption, at_least_fp32
 from qwen_task_heads.metrics.classification import MULTI, ORDINAL, REGRESSION, SINGLE
-from qwen_task_heads.training.loss_rows import Loss, LossOption, at_least_fp32
 
 
 def cross_entropy(
@@ -54,7 +54,7 @@ def cross_entropy(
 
     Example:
         >>> import torch
-        >>> from qwen_task_heads.training.text_losses import cross_entropy
+        >>> from qwen_task_heads.losses.texts import cross_entropy
         >>> cross_entropy(torch.zeros(1, 4), torch.tensor([2]))
         tensor([1.3863])
     """

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.hubcode.pooling_task_heads import CumulativeLink
-from qwen_task_heads.training.class_balance import balanced_class_weights, balanced_pos_weight, count_labels
-from qwen_task_heads.training.loss_rows import reduce
-from qwen_task_heads.training.losses import OPTIONS, TEXT_LOSSES, resolve_text_loss
-from qwen_task_heads.training.text_losses import (
+from qwen_task_heads.losses.class_balance import balanced_class_weights, balanced_pos_weight, count_labels
+from qwen_task_heads.losses.registry import OPTIONS, TEXT_LOSSES, resolve_text_loss
+from qwen_task_heads.losses.rows import reduce
+from qwen_task_heads.losses.texts import (
     bce,
     cross_entropy,
     cumulative_link,

@@ -1,0 +1,1 @@
+"""Sets of labels, and the files that state them."""

@@ -1,0 +1,1 @@
+"""Losses of pairs, groups and texts, and their registry."""

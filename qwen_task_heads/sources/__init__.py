@@ -1,0 +1,1 @@
+"""Files, folders and hub data sets as rows with their places: bytes in, rows out."""
