@@ -9,7 +9,7 @@ OUTPUT := $(if $(RUN),--output_dir $(RUN))
 # The tests start many processes; each would compile the package again where nothing may be kept.
 test test-slow: export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: titles test test-slow lint docs backbone bench bench-full clean
+.PHONY: titles test test-slow lint docs backbone bench bench-full serve-matrix clean
 
 # The main job: train a title scorer on real clicks, print its accuracy next to the baselines. The pretrained
 # weights come as a package; where it cannot be had, the embedded backbone shows the workflow.
@@ -52,6 +52,10 @@ bench: $(READY)
 
 bench-full: $(READY)
 	$(BIN)/python benchmarks/speed.py --full
+
+# Exports in the servers of users, each in an environment of its own in build/servers (gigabytes).
+serve-matrix: $(READY)
+	$(BIN)/python benchmarks/serve_matrix.py --environments build/servers --output_dir build/matrix
 
 # torch comes first and pinned: an open requirement would fetch the newest build for every GPU.
 $(READY): pyproject.toml constraints.txt

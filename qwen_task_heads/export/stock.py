@@ -6,7 +6,7 @@ differ from the token that ends every text. An export is verified against its mo
 padded batches, before it gets its final name.
 
 `config.json` has the fields that vLLM reads: `architectures`, `id2label` (which implies `num_labels`) and
-`problem_type`, which chooses between softmax, sigmoid and the score itself. `serve_command` returns the
+`problem_type`, which chooses between softmax, sigmoid and the score itself. `servers.serve_command` has the
 command. Stock pipelines do not truncate by default: pass `truncation=True` for texts over the limit of
 training.
 """
