@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 EXACT = 1e-6
 LABELS = ["card", "cash", "transfer"]
+LIMIT = 64  # tokens of a text
 PORT = 8437
 # Packages of each environment; torch is installed first, pinned.
 ENVIRONMENTS = {
@@ -122,12 +123,16 @@ def export(model: str, args: Any) -> dict[str, Path]:
     base, tokenizer = args.model_name_or_path, qth.load_tokenizer(args.model_name_or_path)
     root = args.output_dir / model.replace(" ", "_")
     torch.manual_seed(0)
-    folders = {}
-    if model == "classifier":
-        found = qth.build(base, task="pooled_classifier", labels=LABELS, pooling="last")
-    else:
-        found = qth.build(base, pooling="last")
     if not root.is_dir():
+        if model == "classifier":
+            found = qth.build(
+                base, task="pooled_classifier", labels=LABELS, pooling="last", max_seq_length=LIMIT
+            )
+            qth.bind_template(tokenizer, found.config)
+        else:
+            found = qth.build(base, pooling="last")
+            qth.compile_template(tokenizer, template=None, model_type=found.config.text_config.model_type)
+            tokenizer.model_max_length = tokenizer.init_kwargs["model_max_length"] = LIMIT
         qth.save(found, tokenizer=tokenizer, folder=root / "saved")
         qth.export_stock(str(root / "saved"), folder=root / "stock")
         export_onnx(str(root / "saved"), folder=root / "onnx")
@@ -136,6 +141,7 @@ def export(model: str, args: Any) -> dict[str, Path]:
             reward = qth.build(base, pooling="last", head="mlp", head_sizes=[width], head_activation="relu")
             qth.save(reward, tokenizer=tokenizer, folder=root / "saved for reward")
             export_reward_model(str(root / "saved for reward"), folder=root / "reward")
+    folders = {}
     for form in ("saved", "stock", "onnx", "saved for reward", "reward"):
         if (root / form).is_dir():
             folders[form] = root / form
@@ -257,7 +263,7 @@ def by_onnx(form: str, folder: Path, texts: list[str]) -> Any:
     import torch
     from transformers import AutoTokenizer
 
-    session = onnxruntime.InferenceSession(str(next(folder.glob("*.onnx"))))
+    session = onnxruntime.InferenceSession(str(folder / "onnx" / "model.onnx"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = []
     for text in texts:

@@ -1,1 +1,1 @@
-"""Readers, checks and splits: bytes to validated examples."""
+"""Column layouts, checks and splits: rows to validated examples."""

@@ -5,7 +5,7 @@ Design:
   (`bad_rows="raise"`), or the report counts and keeps the defects (`bad_rows="skip"`).
 - Defects of a whole file (kind, columns, swapped titles) always raise: skipping them would skip the file.
 - Preference signals (votes, clicks) only set `preference`; the recipe decides whether training uses it.
-- `sources.py` turns bytes into rows; `pair_scan.py` turns their columns (`schema.py`) into pairs and arms.
+- `sources` turns bytes into rows; `pair_scan.py` turns their columns (`schema.py`) into pairs and arms.
 """
 
 from __future__ import annotations

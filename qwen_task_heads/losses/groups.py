@@ -3,7 +3,7 @@
 Design decisions:
 
 - Scores stay flat, `(N,)` with `sizes` per group, as a packed batch returns them. Nothing is padded.
-- Each function returns one loss per group `(G,)`, which `loss_rows.reduce` averages. Scores are cast to
+- Each function returns one loss per group `(G,)`, which `rows.reduce` averages. Scores are cast to
   fp32.
 - The functions loop over groups. A batch has tens of groups, and the backbone takes nearly all of the time.
 - A gain that is not finite gives a NaN loss, never a tie.

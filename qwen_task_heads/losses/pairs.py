@@ -2,14 +2,14 @@
 
 Design decisions:
 
-- A loss is a plain function of score tensors and returns one loss per pair `(B,)`. `loss_rows.reduce`
+- A loss is a plain function of score tensors and returns one loss per pair `(B,)`. `rows.reduce`
   averages them, so that row weights work with every loss.
 - Scores are cast to fp32 here (float64 stays): bf16 scores near 8 tie in 40% of pairs 0.04 apart. All
   formulas use logsigmoid, log_softmax or logsumexp. Loss and gradient stay finite for gaps to 1e4.
 - Every loss raises TaskHeadsError unless its tensors have one shape `(B,)`: (B, 1) and (B,) would broadcast.
 - Only shapes are checked here, because reading values would synchronise with the device at each step. The
   readers check values. A NaN gives a NaN loss, never a zero one.
-- `ROWS` is part of `losses.LOSSES`, which recipes, messages, cards and tests read.
+- `ROWS` is part of `registry.LOSSES`, which recipes, messages, cards and tests read.
 
 `c` and `r` are the scores of chosen and rejected, `σ` is the logistic function.
 """

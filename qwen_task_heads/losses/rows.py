@@ -1,4 +1,4 @@
-"""`Loss` and `LossOption`: the rows of `losses.LOSSES`, and checks of the tensors that losses share.
+"""`Loss` and `LossOption`: the rows of `losses.registry.LOSSES`, and checks of the tensors that losses share.
 
 A row is below its function, in `pairs`, `groups` or `texts`. Options, help, checks,
 documentation and tests read the rows, so that a new loss is one function and one row.

@@ -2,17 +2,17 @@
 
 Design decisions:
 
-- A loss is a plain function of logits and labels and returns one loss per row `(B,)`. `loss_rows.reduce`
+- A loss is a plain function of logits and labels and returns one loss per row `(B,)`. `rows.reduce`
   averages them, so that row weights work with every loss.
 - Class weights and `pos_weight` multiply the losses, and the mean is over the rows. torch's own `mean`
   divides by the sum of the weights *of the batch*: eight rows at once, or as 4 + 4, would give two different
-  steps. Instead, `losses.resolve_text_loss` divides the weights once by their mean over the training set.
+  steps. Instead, `registry.resolve_text_loss` divides the weights once by their mean over the training set.
   Over the whole training set that equals torch's mean, and every split into batches gives the same gradient.
 - Logits are cast to fp32 (float64 stays), and formulas use logsigmoid, log_softmax or logsumexp. Loss and
   gradient stay finite for logits to ±1e4.
 - Only shapes are checked per step. A NaN gives a NaN loss, never a zero one. The trainer rejects a label of
   -100, which torch would ignore without a message, before the first step.
-- `ROWS` is part of `losses.LOSSES`, which recipes, messages, cards and tests read.
+- `ROWS` is part of `registry.LOSSES`, which recipes, messages, cards and tests read.
 
 `z` are logits, `q = softmax(z)`, or `σ(z)` for multi-label models. There are K labels, and n_k training rows
 with label k.

@@ -1,1 +1,1 @@
-"""Losses, metrics, trainers, checkpoints: tensors to weights."""
+"""Trainers, options, checkpoints and head sweeps: examples to weights."""

@@ -2,7 +2,7 @@
 
 Differences from its parent:
 
-- The loss is one of `losses.LOSSES`, computed from the logits: per row, in fp32, weighted.
+- The loss is one of `losses.registry.LOSSES`, computed from the logits: per row, in fp32, weighted.
 - An update is the mean over all of its rows, on all processes and in all accumulated batches (`updates`).
 - `eval_loss` is the mean over rows, each counted once. On several processes the parent's `eval_loss` also
   contains the rows that fill the last batch.
@@ -43,7 +43,7 @@ class ClassifierTrainer(HubSaving, ExactUpdates, Trainer):
 
     Args:
         model: a `PooledClassifier`, or a `PeftModel` around one.
-        loss: name from `losses.LOSSES`; None for the default of the problem type.
+        loss: name from `losses.registry.LOSSES`; None for the default of the problem type.
         loss_options: `class_weights`, `label_smoothing`, `focal_gamma`, `pos_weight`,
             `logit_adjustment_tau`, as `resolve_text_loss` takes them. Without `label_smoothing`,
             `args.label_smoothing_factor` is used.

@@ -2,7 +2,7 @@
 
 Differences from its parent:
 
-- The loss is one of `losses.LOSSES`: per row, in fp32, weighted. An update is the mean over
+- The loss is one of `losses.registry.LOSSES`: per row, in fp32, weighted. An update is the mean over
   all of its rows, for any split into batches (`updates`).
 - No pair is dropped for its length.
 - Dev accuracy is the mean over pairs and not over batches, on any number of processes. Equal titles or scores
