@@ -19,10 +19,10 @@ from starlette.exceptions import HTTPException
 from qwen_task_heads.errors import Problem, shorten
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.serving import routes
-from qwen_task_heads.serving.arguments import RequestLimits
 from qwen_task_heads.serving.batcher import RowBatcher
 from qwen_task_heads.serving.limits import LimitsMiddleware, refusal
 from qwen_task_heads.serving.metrics import ServerMetrics
+from qwen_task_heads.serving.request_limits import RequestLimits
 from qwen_task_heads.serving.responder import Responder
 
 logger = logging.getLogger(__name__)

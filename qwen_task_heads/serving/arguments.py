@@ -9,25 +9,9 @@ from dataclasses import dataclass, field
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubs import HUBS, HUGGINGFACE
 from qwen_task_heads.inference.arguments import CommandLineOptions
+from qwen_task_heads.serving.request_limits import RequestLimits
 
 TOKEN = "QWEN_TASK_HEADS_API_KEY"
-
-
-@dataclass(frozen=True)
-class RequestLimits:
-    """Limits of one request.
-
-    Args:
-        body_bytes: largest body.
-        rows: most texts or titles.
-        read_seconds: time in which headers, and then the body, must arrive.
-        answer_seconds: time from the body to the answer, waiting included.
-    """
-
-    body_bytes: int = 4 * 2**20
-    rows: int = 1000
-    read_seconds: float = 10.0
-    answer_seconds: float = 60.0
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from qwen_task_heads.errors import Problem
-from qwen_task_heads.serving.arguments import RequestLimits
+from qwen_task_heads.serving.request_limits import RequestLimits
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -15,7 +15,7 @@ from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
 from qwen_task_heads.hubcode.decision_task_heads import HeadDecisionConfig, answer_scores
 from qwen_task_heads.hubcode.encoding_task_heads import encode, encode_texts, pad_rows, strip_title
 from qwen_task_heads.hubcode.handler import EndpointHandler
-from qwen_task_heads.serving.arguments import RequestLimits
+from qwen_task_heads.serving.request_limits import RequestLimits
 
 Rows = list[list[int]]
 # Rows of ids, and a function from their logits to the answer

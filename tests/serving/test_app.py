@@ -14,8 +14,8 @@ import uvicorn
 
 from qwen_task_heads import Scorer, build, load_tokenizer
 from qwen_task_heads.serving.app import create_app
-from qwen_task_heads.serving.arguments import RequestLimits
 from qwen_task_heads.serving.limits import HeaderTimeoutProtocol
+from qwen_task_heads.serving.request_limits import RequestLimits
 
 LIMITS = RequestLimits(body_bytes=20_000, rows=50, read_seconds=0.5, answer_seconds=20)
 TEXTS = [f"Why was transfer {number} declined? " + "please " * (number % 17) for number in range(64)]
