@@ -131,6 +131,10 @@ class TaskHeadsError(ValueError):
             lines.insert(0, f"{len(self.problems)} problems:")
         super().__init__("\n".join(lines))
 
+    def __reduce__(self) -> tuple[type[TaskHeadsError], tuple[tuple[Problem, ...]]]:
+        """Return what pickle makes the error of, as processes send it to each other."""
+        return type(self), (self.problems,)
+
 
 def error_at(where: str, problem: str, expected: str, fix: str, *, code: str) -> TaskHeadsError:
     """Return one problem as an error; the arguments are those of `Problem`."""

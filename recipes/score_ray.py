@@ -23,12 +23,14 @@ def main() -> None:
     args = ScoreArguments.from_command_line()
     files = pending_files(args.input, args.output)  # before Ray, which takes seconds
     import ray
+    import torch
     from ray.util import ActorPool
     from tqdm.auto import tqdm
 
-    @ray.remote(num_gpus=args.gpus, max_restarts=-1, max_task_retries=-1)
+    @ray.remote(num_cpus=args.cpus, num_gpus=args.gpus, max_restarts=-1, max_task_retries=3)
     class Actor:
         def __init__(self) -> None:
+            torch.set_num_threads(max(1, int(args.cpus)))  # Ray sets one thread
             columns = {"text": args.text, "title": args.title, "prompt": args.prompt}
             self.scorer = BatchScorer(args.model, revision=args.revision, **columns)
 
@@ -36,7 +38,7 @@ def main() -> None:
             return score_file(self.scorer, source, target, batch_rows=args.batch_rows)
 
     start = time.monotonic()
-    actors = ActorPool([Actor.remote() for _ in range(args.actors)])
+    actors = ActorPool([Actor.remote() for _ in range(max(1, min(args.actors, len(files))))])
     results = actors.map_unordered(lambda actor, paths: actor.score.remote(*map(str, paths)), files)
     counts = list(tqdm(results, total=len(files), unit="file"))
     rows, errors = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from sources import MODULES, RECIPES, name_of, tree_of
 
 import qwen_task_heads
 from qwen_task_heads.errors import CODES
+from qwen_task_heads.hubcode.errors_task_heads import TaskHeadError
 
 PACKAGE = Path(qwen_task_heads.__file__).parent
 SINGLE = Path(__file__).parents[1] / "recipes" / "accelerate" / "single.yaml"
@@ -204,3 +206,15 @@ def test_every_code_of_the_table_is_used() -> None:
 )
 def test_literals_of_codes_are_found(line: str, codes: list[str]) -> None:
     assert [code for _, code in code_literals(ast.parse(line))] == codes
+
+
+def test_errors_survive_pickling() -> None:
+    problem = Problem("a", "found b", "c", "do d", code="option-value")
+    error = pickle.loads(pickle.dumps(TaskHeadsError([problem, problem])))
+    assert error.problems == (problem, problem)
+    inner = pickle.loads(pickle.dumps(TaskHeadError("a", "found b", "c", "do d", code="option-value")))
+    assert (inner.where, inner.code, str(inner)) == (
+        "a",
+        "option-value",
+        "a: found b. Expected c. Fix: do d.",
+    )

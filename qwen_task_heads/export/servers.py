@@ -45,8 +45,9 @@ def serve_command(folder: str | Path, *, name: str | None = None) -> str:
     words = ["vllm", "serve", name or str(folder), "--runner", "pooling", "--dtype", _dtype(config)]
     if _is_head(config):
         return f"VLLM_PLUGINS=qwen_task_heads {shlex.join(words)}"
-    if tokenizer["model_max_length"] < config["max_position_embeddings"]:
-        words += ["--max-model-len", str(tokenizer["model_max_length"])]
+    limit, longest = tokenizer.get("model_max_length"), config.get("max_position_embeddings")
+    if limit and limit < (longest or config.get("n_positions") or 0):
+        words += ["--max-model-len", str(limit)]
     if config["architectures"][0].endswith("ForRewardModel"):
         words += ["--pooler-config", '{"use_activation": false}']
     return shlex.join(words)

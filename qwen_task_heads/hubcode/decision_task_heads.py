@@ -22,6 +22,7 @@ Source: transformers 5.23, `pipelines/decision.py` and `decision/`.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ except ImportError:  # transformers before 5.23 has no decision models
 
     DecisionConfig = object  # type: ignore[assignment,misc]
 
+SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, which no tokenizer reads
 LEVELS = 1000  # most levels of a `score` question
 
 
@@ -82,7 +84,10 @@ class HeadDecisionConfig(DecisionConfig):
                 "pass both",
                 code="argument-type",
             )
-        questions = parse_questions(request["questions"], self)
+        try:
+            questions = parse_questions(request["questions"], self)
+        except TypeError as error:  # a type that is no text
+            raise ValueError(str(error)) from error
         for question in questions:
             _check(question, self._config)
         text, other = self._texts(request["state"])
@@ -99,9 +104,15 @@ class HeadDecisionConfig(DecisionConfig):
     def _texts(self, state: Any) -> tuple[str, str | None]:
         pairs = "between" in (self._config.template or {})
         if isinstance(state, dict) and pairs and state.keys() == {"text", "text_pair"}:
-            return state["text"], state["text_pair"]
+            texts = (state["text"], state["text_pair"])
+            if (
+                all(isinstance(text, str) and not SURROGATE.search(text) for text in texts)
+                and texts[0].strip()
+            ):
+                return texts
+            raise TaskHeadError("state", "found no text", "two texts", "pass them", code="argument-type")
         text = state if isinstance(state, str) else json.dumps(state, ensure_ascii=False)
-        if pairs or not text.strip():
+        if pairs or not text.strip() or SURROGATE.search(text):
             found, expected = ("found one text", "two texts") if pairs else ("found no text", "a text")
             fix = 'pass {"text": ..., "text_pair": ...}' if pairs else "pass one"
             raise TaskHeadError("state", found, expected, fix, code="argument-type")
@@ -151,7 +162,8 @@ def _interpolated(value: torch.Tensor, *, levels: int) -> torch.Tensor:
 
 def _check(question: Any, config: PooledClassifierConfig) -> None:
     """Raise if the head was not trained for a question."""
-    kind, labels = config.problem_type or "single_label_classification", list(config.id2label.values())
+    labels = list(config.id2label.values())
+    kind = config.problem_type or ("regression" if len(labels) == 1 else "single_label_classification")
     one_label = kind in ("single_label_classification", "ordinal")
     expected = ""
     if question.type == "choice":
@@ -163,8 +175,10 @@ def _check(question: Any, config: PooledClassifierConfig) -> None:
             expected = f"{config.num_labels} levels"
         elif kind != "ordinal" and not (kind == "regression" and config.num_labels == 1):
             expected = f"another type for a {kind} model"
+    elif kind == "regression":
+        expected = "a question of the type score"
     elif question.name not in config.label2id and not (one_label and config.num_labels == 2):
-        expected = "a question named like a label" if kind != "regression" else "score questions"
+        expected = "a question named like a label"
     if expected:
         raise TaskHeadError(
             f"question {question.name!r}",

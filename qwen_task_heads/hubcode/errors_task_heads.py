@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
+from typing import Any
 
 
 class TaskHeadError(ValueError):
@@ -22,6 +24,11 @@ class TaskHeadError(ValueError):
         self.where, self.problem, self.expected = where, problem, f"{expected}"
         self.fix, self.code = fix, code
         super().__init__(f"{where}: {problem}. Expected {expected}. Fix: {fix}.")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return what pickle makes the error of, as processes send it to each other."""
+        fields = (self.where, self.problem, self.expected, self.fix)
+        return partial(type(self), code=self.code), fields
 
 
 def refuse(where: str, found: object, expected: object, fix: str, *, code: str) -> TaskHeadError:

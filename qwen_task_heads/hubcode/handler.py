@@ -275,8 +275,8 @@ def _top_k(parameters: dict[str, Any]) -> tuple[int | None, list[str]]:
 def _number(value: Any) -> tuple[float | None, list[str]]:
     """Read a probability, which is a text if it was a parameter of a URL."""
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        number = -1.0 if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         number = -1.0
     if 0 <= number <= 1:
         return number, []

@@ -233,6 +233,7 @@ class ScoreArguments(CommandLineOptions):
     input: str = field(metadata={"help": "Parquet file, or folder of Parquet files."})
     output: str = field(metadata={"help": "Folder of the answers."})
     actors: int = field(default=1, metadata={"help": "Models that are loaded and work at once."})
+    cpus: float = field(default=1, metadata={"help": "Cores per actor."})
     gpus: float = field(default=0, metadata={"help": "GPUs per actor."})
     text: str = field(default="text", metadata={"help": "Column of texts."})
     title: str = field(default="title", metadata={"help": "Column of titles, for a title scorer."})

@@ -159,7 +159,7 @@ class BatchScorer:
                     for name in taken
                 ]
             )
-        return _with_columns(batch, answers)
+        return _with_columns(batch, answers, prefix=self.prefix)
 
     def frames(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Yield the answers of an iterator of batches, as Spark's `mapInPandas` calls functions."""
@@ -198,16 +198,29 @@ class BatchScorer:
 
     def _rankings(self, scorer: Scorer, columns: Columns) -> Columns:
         """Score all titles of a batch together; the titles of a row share the state of its prompt."""
-        lists = [_list_of(value) for value in self._column(columns, self.titles)]
+        lists, wrong = [], {}
+        for row, value in enumerate(self._column(columns, self.titles)):
+            try:
+                lists.append(rows_of("titles", [] if value is None else value))
+            except TaskHeadsError as error:
+                lists.append([])
+                wrong[row] = str(error)
         prompts = self._column(columns, self.prompt) if self.prompt else [""] * len(lists)
         flat = [title for titles in lists for title in titles]
         contexts = [prompt or "" for prompt, titles in zip(prompts, lists, strict=True) for _ in titles]
         scores = iter(scorer.score(flat, prompts=contexts if self.prompt else None, on_error=KEEP))
         answers: Columns = {"scores": [], "probabilities": [], "best": [], "error": []}
-        for titles in lists:
+        for row, titles in enumerate(lists):
             found = [next(scores) for _ in titles]
-            errors = [error for score in found if (error := _error_of(score))]
-            if not titles:
+            # The index of an error is that of all titles of the batch.
+            errors = [
+                f"titles[{place}]: {error.partition(': ')[2]}"
+                for place, score in enumerate(found)
+                if (error := _error_of(score))
+            ]
+            if row in wrong:
+                errors = [wrong[row]]
+            elif not titles:
                 errors = [f"column {self.titles!r}: the list is empty. Expected titles. Fix: drop the row."]
             values = torch.tensor([float(score) for score in found], dtype=torch.float64)
             answers["scores"].append(values.tolist())
@@ -265,10 +278,6 @@ def _value(row: Prediction, index: int) -> float:
     return list(row.scores.values())[index]
 
 
-def _list_of(value: Any) -> list[Any]:
-    return [] if value is None else rows_of("titles", value)
-
-
 def _columns_of(batch: Any) -> Columns:
     """Return the columns of a batch as lists; null values of pandas and Arrow are None."""
     if isinstance(batch, Mapping):
@@ -292,16 +301,20 @@ def _plain(value: Any) -> Any:
     """Return a value of NumPy as one of Python; NaN, which pandas writes for null, as None."""
     if isinstance(value, np.generic):
         value = value.item()
-    return None if isinstance(value, float) and value != value else value
+    is_null = type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)
+    return None if is_null else value
 
 
-def _with_columns(batch: Any, answers: Columns) -> Any:
+def _with_columns(batch: Any, answers: Columns, *, prefix: str) -> Any:
     if isinstance(batch, Mapping):
         arrays = any(isinstance(values, np.ndarray) for values in batch.values())
         return {**batch, **(answers if not arrays else {k: _array(v) for k, v in answers.items()})}
     if isinstance(batch, ArrowTable):
+        import pyarrow as pa
+
         for name, values in answers.items():
-            batch = batch.append_column(name, [values])
+            # Typed by the model and not by the values: a batch may have no answer of a column.
+            batch = batch.append_column(name, pa.array(values, _arrow_type(name, prefix)))
         return batch
     return batch.assign(**answers)
 
@@ -313,3 +326,19 @@ def _array(values: Sequence[Any]) -> np.ndarray[Any, Any]:
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array
+
+
+LISTS_OF_TEXTS, LISTS_OF_FLOATS = ("labels",), ("scores", "probabilities")
+TEXTS = ("label", "best", "error", "model_revision", "model_hash")
+
+
+def _arrow_type(name: str, prefix: str) -> Any:
+    """Return the Arrow type of a column of answers."""
+    import pyarrow as pa
+
+    column = name.removeprefix(prefix)
+    if column in LISTS_OF_TEXTS:
+        return pa.list_(pa.string())
+    if column in LISTS_OF_FLOATS:
+        return pa.list_(pa.float64())
+    return pa.string() if column in TEXTS else pa.float64()

@@ -23,7 +23,11 @@ def pending_files(source: str | Path, target: str | Path) -> list[tuple[Path, Pa
         TaskHeadsError: no Parquet file, or an output inside of the input.
     """
     source, target = Path(source), Path(target)
-    files = [source] if source.is_file() else sorted(source.rglob(f"*{SUFFIX}"))
+    files = (
+        [source]
+        if source.is_file()
+        else sorted(path for path in source.rglob(f"*{SUFFIX}") if path.is_file())
+    )
     if not files or any(path.suffix != SUFFIX for path in files):
         raise TaskHeadsError(
             Problem(
@@ -56,7 +60,7 @@ def score_file(
     """Score one Parquet file; return the numbers of its rows and of rows with an error.
 
     The output is written under another name and renamed at the end, so that a killed process leaves no
-    incomplete file.
+    incomplete output. What it leaves under the other name is removed by the next try.
 
     Args:
         score: from an Arrow table to an Arrow table with more columns, such as a `BatchScorer`.
@@ -70,31 +74,25 @@ def score_file(
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     incomplete = target.with_name(f".{target.name}.{os.getpid()}.incomplete")
+    for old in target.parent.glob(f".{target.name}.*.incomplete"):  # of processes that were killed
+        old.unlink(missing_ok=True)
     rows = errors = 0
-    writer = None
+    writer: Any = None
     try:
         file = pq.ParquetFile(source)
-        for batch in file.iter_batches(batch_rows):
-            answers = score(pa.Table.from_batches([batch]))
-            answers = answers.cast(_typed(answers.schema))
+        empty = pa.RecordBatch.from_pylist([], schema=file.schema_arrow)
+        for batch in file.iter_batches(batch_rows) if file.metadata.num_rows else [empty]:
+            table = pa.Table.from_batches([batch])
+            answers = score(table)
             writer = writer or pq.ParquetWriter(incomplete, answers.schema)
             writer.write_table(answers.cast(writer.schema))
             rows += answers.num_rows
-            for name in answers.column_names:
-                if name.endswith("_error"):
+            added = [name for name in answers.column_names if name not in table.column_names]
+            for name in added:
+                if name.endswith("error"):
                     errors += answers.num_rows - answers[name].null_count
-        if writer is None:  # no rows
-            pq.write_table(file.schema_arrow.empty_table(), incomplete)
-        else:
-            writer.close()
+        writer.close()
         incomplete.replace(target)
     finally:
         incomplete.unlink(missing_ok=True)
     return rows, errors
-
-
-def _typed(schema: Any) -> Any:
-    """Return a schema in which columns that are null in the first batch are texts, as errors are."""
-    import pyarrow as pa
-
-    return pa.schema([pa.field(f.name, pa.string()) if pa.types.is_null(f.type) else f for f in schema])

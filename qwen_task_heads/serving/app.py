@@ -74,11 +74,14 @@ def create_app(
 
     @app.middleware("http")
     async def measured(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        start = time.monotonic()
-        response = await call_next(request)
-        route = request.scope.get("route")  # not the path of the request: clients choose it
-        endpoint = route.path if isinstance(route, APIRoute) else "other"
-        metrics.observe_request(endpoint, response.status_code, time.monotonic() - start)
+        start, status = time.monotonic(), 500  # of an exception
+        try:
+            response = await call_next(request)
+            status = response.status_code
+        finally:
+            route = request.scope.get("route")  # not the path of the request: clients choose it
+            endpoint = route.path if isinstance(route, APIRoute) else "other"
+            metrics.observe_request(endpoint, status, time.monotonic() - start)
         return response
 
     @app.exception_handler(HTTPException)

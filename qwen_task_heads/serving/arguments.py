@@ -74,6 +74,9 @@ class ServeArguments(CommandLineOptions):
             for name, low in least.items()
             if (value := vars(self)[name]) < low
         ]
+        if self.port > 65535:
+            found = f"found {self.port}"
+            problems.append(Problem("--port", found, "at most 65535", "lower it", code="option-range"))
         problems += [
             Problem(f"--{name}", f"found {value:g}", "more than 0", "raise it", code="option-range")
             for name in ("read_seconds", "answer_seconds")

@@ -65,6 +65,7 @@ class RowBatcher:
         self._run, self._observe = run, observe
         self.batch_tokens, self.max_waiting = batch_tokens, max_waiting
         self._waiting: deque[_Piece] = deque()
+        self._alone: deque[_Piece] = deque()  # of batches that failed
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._worker: asyncio.Task[None] | None = None
         self.waiting_tokens = 0  # of all unfinished requests
@@ -78,7 +79,7 @@ class RowBatcher:
             TaskHeadsError: too many tokens are waiting (`server-busy`).
         """
         tokens = sum(map(len, rows))
-        if self.waiting_tokens and self.waiting_tokens + tokens > self.max_waiting:
+        if self.waiting_tokens + tokens > self.max_waiting:
             raise TaskHeadsError(
                 Problem(
                     "server",
@@ -113,23 +114,36 @@ class RowBatcher:
         """Run batches until no piece is waiting."""
         loop = asyncio.get_running_loop()
         while batch := self._next_batch():
-            rows = [row for piece in batch for row in piece.rows]
             start = time.monotonic()
             try:
-                logits = await loop.run_in_executor(self._thread, self._run, rows)
-            except Exception as error:  # noqa: BLE001 - it is raised in the callers
-                for piece in batch:
+                logits = await self._logits(loop, batch)
+                if self._observe is not None:
+                    tokens = sum(piece.tokens for piece in batch)
+                    self._observe(len(logits), tokens, time.monotonic() - start)
+                for piece, part in zip(
+                    batch, logits.split([len(piece.rows) for piece in batch]), strict=True
+                ):
                     if not piece.future.done():
-                        piece.future.set_exception(error)
-                continue
-            if self._observe is not None:
-                self._observe(len(rows), sum(piece.tokens for piece in batch), time.monotonic() - start)
-            for piece, part in zip(batch, logits.split([len(piece.rows) for piece in batch]), strict=True):
-                if not piece.future.done():
-                    piece.future.set_result(part)
+                        piece.future.set_result(part)
+            except Exception as error:  # noqa: BLE001 - it is raised in the callers
+                if len(batch) > 1:  # one row may have failed them all: each request runs alone
+                    self._alone.extend(piece for piece in batch if not piece.future.done())
+                elif not batch[0].future.done():
+                    batch[0].future.set_exception(error)
+
+    async def _logits(self, loop: asyncio.AbstractEventLoop, batch: list[_Piece]) -> torch.Tensor:
+        rows = [row for piece in batch for row in piece.rows]
+        logits = await loop.run_in_executor(self._thread, self._run, rows)
+        if len(logits) != len(rows):
+            raise RuntimeError(f"{len(logits)} rows of logits for {len(rows)} rows")
+        return logits
 
     def _next_batch(self) -> list[_Piece]:
         """Take waiting pieces in their order, as long as they fit; drop cancelled ones."""
+        while self._alone:
+            piece = self._alone.popleft()
+            if not piece.future.done():
+                return [piece]
         batch: list[_Piece] = []
         tokens = 0
         while self._waiting:

@@ -19,6 +19,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
+SHOWN = 10  # problems of a refusal
 DRAINED = 2**27  # bytes of a body over the limit that are read before the refusal
 OPEN = ("/health",)  # paths without a token, for load balancers
 STATUS = {
@@ -32,7 +33,7 @@ STATUS = {
 
 def refusal(*problems: Problem) -> JSONResponse:
     """Return problems as JSON, with the status of the first one (400 unless `STATUS` has its code)."""
-    status = STATUS.get(problems[0].code, 400)
+    status, problems = STATUS.get(problems[0].code, 400), problems[:SHOWN]
     fields = ("code", "where", "problem", "expected", "fix")
     body = {
         "error": {
@@ -109,7 +110,8 @@ class LimitsMiddleware:
     def _is_allowed(self, path: str, header: bytes) -> bool:
         if self.token is None or path in OPEN:
             return True
-        return hmac.compare_digest(header, b"Bearer " + self.token.encode())
+        scheme, _, token = header.partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(token, self.token.encode())
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
         """Return the body; None if it is larger than the limit.

@@ -14,7 +14,7 @@ class ServerMetrics:
     | metric | labels | meaning |
     |---|---|---|
     | `qth_requests_total` | `endpoint`, `status` | answered requests |
-    | `qth_request_seconds` | `endpoint` | from the body to the answer |
+    | `qth_request_seconds` | `endpoint` | from the headers to the answer |
     | `qth_rows_total`, `qth_tokens_total` | | rows and tokens that the model ran |
     | `qth_batch_rows`, `qth_batch_seconds` | | size and time of batches |
     | `qth_waiting_tokens` | | tokens of unfinished requests |

@@ -15,6 +15,7 @@ from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
 from qwen_task_heads.hubcode.decision_task_heads import HeadDecisionConfig, answer_scores
 from qwen_task_heads.hubcode.encoding_task_heads import encode, encode_texts, pad_rows, strip_title
 from qwen_task_heads.hubcode.handler import EndpointHandler
+from qwen_task_heads.hubcode.long_rows_task_heads import aggregate, pieces_of
 from qwen_task_heads.serving.request_limits import RequestLimits
 
 Rows = list[list[int]]
@@ -41,7 +42,7 @@ class Responder:
     Args:
         config: config of the model.
         tokenizer: tokenizer saved with the model.
-        logits: from n rows of ids to their logits (n, L), fp32 on the CPU; it cuts long rows as the model.
+        logits: from n rows of ids to their logits (n, L), fp32 on the CPU; long rows are cut before.
         name: name of the model in answers.
         limits: limits of each request.
     """
@@ -78,6 +79,10 @@ class Responder:
         Raises:
             TaskHeadsError: see `answer`; also questions that the head was not trained for.
         """
+        count = len(request["questions"]) if isinstance(request["questions"], dict) else 0
+        if count > self.limits.questions:
+            fix = "send several requests"
+            raise TaskHeadsError(self._too_large("questions", count, self.limits.questions, fix))
         return await self._in_time(self._answer(self._read_questions, request))
 
     def close(self) -> None:
@@ -120,7 +125,24 @@ class Responder:
             raise
         except ValueError as error:
             raise TaskHeadsError(_problem_from(str(error))) from error
-        return answer_of(await self._logits(rows)), sum(map(len, rows))
+        tokens = sum(map(len, rows))
+        if tokens > self.limits.tokens:
+            raise TaskHeadsError(self._too_large("tokens", tokens, self.limits.tokens, "send shorter texts"))
+        pieces = [pieces_of(self.config, row) for row in rows]  # so that a long row takes turns with others
+        logits = await self._logits([piece for row in pieces for piece in row])
+        if not self.is_title_scorer:
+            logits = aggregate(self.config, logits, [*map(len, pieces)])
+        if not bool(torch.isfinite(logits).all()):
+            raise TaskHeadsError(
+                Problem(
+                    "server",
+                    "found a logit that is not finite",
+                    "finite numbers",
+                    "serve the model with --dtype float32",
+                    code="server-error",
+                )
+            )
+        return await loop.run_in_executor(self._reader, answer_of, logits), tokens
 
     def _too_many(self, inputs: Any) -> Problem | None:
         items = inputs if isinstance(inputs, list) else [inputs]
@@ -128,12 +150,11 @@ class Responder:
         rows = sum(len(part) if isinstance(part, list) else 1 for part in lists)
         if rows <= self.limits.rows:
             return None
+        return self._too_large("rows", rows, self.limits.rows, "send several requests")
+
+    def _too_large(self, unit: str, found: int, limit: int, fix: str) -> Problem:
         return Problem(
-            "inputs",
-            f"found {rows:,} rows",
-            f"at most {self.limits.rows:,}",
-            "send several requests",
-            code="request-too-large",
+            "inputs", f"found {found:,} {unit}", f"at most {limit:,}", fix, code="request-too-large"
         )
 
 

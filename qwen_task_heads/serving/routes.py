@@ -20,7 +20,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, StrictInt
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.decision_task_heads import HAS_DECISIONS
@@ -28,38 +28,39 @@ from qwen_task_heads.serving.limits import refusal
 from qwen_task_heads.serving.responder import Responder
 
 
+# The handler validates texts after their number: the errors of pydantic would be many times a large body.
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
     model: str | None = None  # accepted as other servers do; the server has one model
 
 
-class TextPair(BaseModel):
-    """A pair of texts."""
-
-    model_config = ConfigDict(extra="forbid")
-    text: str
-    text_pair: str = ""
-
-
 class ClassifyBody(_Body):
-    """Texts to classify."""
+    """Texts to classify: one, or a list of texts and of `{"text", "text_pair"}`.
 
-    input: str | TextPair | list[str | TextPair]
+    The fields after `input` are those of vLLM without an effect on the answer. Long texts are cut as in
+    training.
+    """
+
+    input: Any
+    truncate_prompt_tokens: int | None = None
+    priority: int | None = None
+    request_id: str | None = None
+    user: str | None = None
 
 
 class RankBody(_Body):
     """Titles to rank."""
 
-    titles: list[str]
+    titles: Any
     prompt: str = ""
-    top_k: int | None = None
+    top_k: StrictInt | None = None
 
 
 class DecisionBody(_Body):
     """Typed questions about a state."""
 
     state: Any
-    questions: dict[str, dict[str, Any]]
+    questions: Any
 
 
 class PredictBody(_Body):
@@ -132,8 +133,7 @@ def model_router(responder: Responder) -> APIRouter:
 
 def _classify_request(body: ClassifyBody, config: Any) -> dict[str, Any]:
     """Return the handler's request for the probabilities of all labels."""
-    items = body.input if isinstance(body.input, list) else [body.input]
-    inputs = [item if isinstance(item, str) else item.model_dump() for item in items]
+    inputs = body.input if isinstance(body.input, list) else [body.input]
     is_multi_label = config.problem_type == "multi_label_classification"
     return {"inputs": inputs, "parameters": {"threshold": 0} if is_multi_label else {}}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 
 import uvicorn
@@ -12,13 +13,12 @@ from qwen_task_heads.serving.app import create_app
 from qwen_task_heads.serving.arguments import ServeArguments
 from qwen_task_heads.serving.limits import HeaderTimeoutProtocol
 
-GRACE = 30  # seconds for unfinished requests after a signal
-
 
 def serve(args: ServeArguments) -> None:
     """Load the model, print its address, and answer requests until SIGINT or SIGTERM.
 
-    After a signal the server accepts no connection, answers the requests that it has, and returns.
+    After a signal the server accepts no connection and answers the requests that it has. Then uvicorn raises
+    the signal again, so that the exit code is that of a stopped process.
 
     Raises:
         TaskHeadsError: no such model, or a port in use.
@@ -49,7 +49,7 @@ def serve(args: ServeArguments) -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=GRACE,
+        timeout_graceful_shutdown=math.ceil(args.read_seconds + args.answer_seconds),
     )
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"

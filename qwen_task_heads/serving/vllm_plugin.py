@@ -89,14 +89,8 @@ class VllmEngine:
         self._client, self._config = client, config
 
     async def logits(self, rows: list[list[int]]) -> torch.Tensor:
-        """Return logits (n, L) of n rows of ids, fp32 on the CPU; long rows are cut as by the model."""
-        from qwen_task_heads.hubcode.long_rows_task_heads import aggregate, pieces_of
-
-        if self._config.model_type == "title_scorer":
-            return await self._run(rows)
-        pieces = [pieces_of(self._config, row) for row in rows]
-        logits = await self._run([piece for row in pieces for piece in row])
-        return aggregate(self._config, logits, [*map(len, pieces)])
+        """Return logits (n, L) of n rows of ids, fp32 on the CPU."""
+        return await self._run(rows)
 
     async def _run(self, rows: list[list[int]]) -> torch.Tensor:
         return torch.stack(await asyncio.gather(*map(self._row, rows)))

@@ -110,7 +110,13 @@ def test_questions_that_the_head_was_not_trained_for_are_refused(intents, questi
         decide(intents, question)
 
 
-@pytest.mark.parametrize("state", ["", "  "])
+def test_a_question_about_a_regression_is_a_score(tmp_path):
+    folder = saved(tmp_path / "saved", labels=["stars"], problem_type="regression")
+    with pytest.raises(ValueError, match="stars"):
+        decide(folder, {"stars": {"type": "noul"}})
+
+
+@pytest.mark.parametrize("state", ["", "  ", "\ud800"])
 def test_an_empty_state_is_refused(intents, state):
     with pytest.raises(ValueError, match="state"):
         decide(intents, {"card": {"type": "noul"}}, state=state)

@@ -88,6 +88,16 @@ def test_lists_of_titles_share_their_prompt(ranker):
     assert answers["predicted_best"][3] is None
 
 
+def test_bad_values_of_a_row_are_errors_of_that_row(ranker):
+    batch = {"titles": [["One", "Two"], "a text", ["Three", ""]], "article": ["x", "y", pd.NA]}
+    answers = BatchScorer(ranker, titles="titles", prompt="article")(batch)
+    first, second, third = answers["predicted_error"]
+    assert first is None
+    assert "list" in second
+    assert third.startswith("titles[1]: ")
+    assert answers["predicted_best"][0] in ("One", "Two")
+
+
 @pytest.mark.parametrize("kind", ["multi_label_classification", "regression", "ordinal"])
 def test_columns_of_other_problem_types(tmp_path, kind):
     labels = ["one"] if kind == "regression" else ["low", "middle", "high"]

@@ -53,7 +53,31 @@ def test_a_file_is_scored_in_batches(classifier, tmp_path):
 def test_a_file_without_rows(classifier, tmp_path):
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "in.parquet")
     assert score_file(BatchScorer(classifier), tmp_path / "in.parquet", tmp_path / "out.parquet") == (0, 0)
-    assert pq.read_table(tmp_path / "out.parquet").num_rows == 0
+    answers = pq.read_table(tmp_path / "out.parquet")
+    assert answers.num_rows == 0
+    assert "predicted_label" in answers.column_names
+
+
+def test_the_types_of_columns_do_not_depend_on_the_first_batch(classifier, tmp_path):
+    schemas = []
+    for name, texts in (("bad", ["", "", "good"]), ("good", ["good", "", ""])):
+        write(tmp_path / f"{name}.parquet", texts)
+        target = tmp_path / "out" / f"{name}.parquet"
+        assert score_file(BatchScorer(classifier), tmp_path / f"{name}.parquet", target, batch_rows=2) == (
+            3,
+            2,
+        )
+        schemas.append(pq.read_schema(target))
+    assert schemas[0] == schemas[1]
+    assert schemas[0].field("predicted_probability").type == pa.float64()
+
+
+def test_what_a_killed_process_left_is_removed(classifier, tmp_path):
+    write(tmp_path / "in.parquet", ["text"])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".in.parquet.1.incomplete").touch()
+    score_file(BatchScorer(classifier), tmp_path / "in.parquet", tmp_path / "out" / "in.parquet")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["in.parquet"]
 
 
 def test_a_failed_file_leaves_nothing(tmp_path):

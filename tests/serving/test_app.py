@@ -17,7 +17,7 @@ from qwen_task_heads.serving.app import create_app
 from qwen_task_heads.serving.limits import HeaderTimeoutProtocol
 from qwen_task_heads.serving.request_limits import RequestLimits
 
-LIMITS = RequestLimits(body_bytes=20_000, rows=50, read_seconds=0.5, answer_seconds=20)
+LIMITS = RequestLimits(body_bytes=20_000, rows=50, tokens=8000, read_seconds=0.5, answer_seconds=20)
 TEXTS = [f"Why was transfer {number} declined? " + "please " * (number % 17) for number in range(64)]
 
 
@@ -155,6 +155,16 @@ def test_predict_answers_requests_of_inference_endpoints(client, classifier):
         ("/predict", {"inputs": {"text": 3}}, 400, "request-invalid", "inputs[0].text"),
         ("/predict", {"inputs": "x", "parameters": {"top_k": 0}}, 400, "request-invalid", "parameters.top_k"),
         ("/rank", {"titles": ["x"]}, 404, "request-invalid", "'/rank'"),
+        ("/classify", {"input": [0] * 60}, 413, "request-too-large", "inputs"),
+        ("/classify", {"input": [0]}, 400, "request-invalid", "inputs[0]"),
+        ("/classify", {"input": "x " * 9000}, 413, "request-too-large", "inputs"),
+        (
+            "/predict",
+            {"inputs": "x", "parameters": {"top_k": True}},
+            400,
+            "request-invalid",
+            "parameters.top_k",
+        ),
         ("/nothing", None, 404, "request-invalid", "'/nothing'"),
         ("/classify", None, 405, "request-invalid", "'/classify'"),
     ],
@@ -253,3 +263,35 @@ def test_questions_are_answered_as_by_transformers_serve(client, classifier):
 def test_bad_questions_are_refused(client, body):
     status, answer = client.send("/v1/systemone", body)
     assert (status, answer["error"]["code"]) == (400, "request-invalid")
+
+
+def test_requests_for_vllm_are_answered(client):
+    body = {"model": "model", "input": TEXTS[:1], "truncate_prompt_tokens": -1, "user": "me"}
+    assert client.send("/classify", body)[0] == 200
+
+
+def test_many_questions_are_refused(client):
+    questions = {f"card {number}": {"type": "noul"} for number in range(65)}
+    status, answer = client.send("/v1/systemone", {"state": "x", "questions": questions})
+    assert (status, answer["error"]["code"]) == (413, "request-too-large")
+
+
+def test_logits_that_are_not_finite_are_no_answer():
+    scorer = scorer_of(task="pooled_classifier", labels=["card", "cash", "transfer"])
+    with torch.no_grad():
+        scorer.model.score.weight.fill_(float("nan"))
+    with running(scorer) as client:
+        status, answer = client.send("/classify", {"input": "x"})
+        assert (status, answer["error"]["code"]) == (500, "server-error")
+        assert 'status="500"' in client.send("/metrics")[1]
+
+
+def test_long_rows_are_answered_as_by_the_scorer():
+    options = {"truncation": "windows", "max_seq_length": 24, "window_overlap": 8}
+    scorer = scorer_of(task="pooled_classifier", labels=["card", "cash", "transfer"], **options)
+    texts = ["please help me " * 60, "short"]
+    with running(scorer) as client:
+        status, answer = client.send("/classify", {"input": texts})
+    assert status == 200
+    for row, expected in zip(answer["data"], scorer.predict(texts), strict=True):
+        assert row["probs"] == pytest.approx(list(expected.probabilities.values()), abs=1e-6)

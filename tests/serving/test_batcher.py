@@ -139,3 +139,34 @@ def test_close_finishes_the_waiting_requests():
         return [call.result().item() for call in calls]
 
     assert asyncio.run(run()) == [0, 1, 2, 3, 4]
+
+
+def test_a_row_that_fails_does_not_fail_the_requests_of_its_batch():
+    def run(rows):
+        if [0] in rows:
+            raise RuntimeError("a bad row")
+        return torch.tensor([[float(sum(row))] for row in rows])
+
+    async def ask():
+        batcher = RowBatcher(run)
+        calls = [batcher.logits([[number]]) for number in range(4)]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        await batcher.close()
+        return answers
+
+    first, *others = asyncio.run(ask())
+    assert isinstance(first, RuntimeError)
+    assert [answer.item() for answer in others] == [1, 2, 3]
+
+
+def test_an_observer_that_fails_leaves_no_request_behind():
+    def fails(*_):
+        raise ValueError("no metrics")
+
+    async def ask():
+        batcher = RowBatcher(lambda rows: torch.ones(len(rows), 1), observe=fails)
+        with pytest.raises(ValueError, match="no metrics"):
+            await asyncio.wait_for(batcher.logits([[1]]), 5)
+        await batcher.close()
+
+    asyncio.run(ask())

@@ -70,13 +70,3 @@ def test_a_probe_that_differs_ends_the_start() -> None:
         asyncio.run(Engine(model, change=0.01).check_probe("float32"))
     with raises_problem("verification-failed", "vLLM"):
         asyncio.run(Engine(model, change=float("nan")).check_probe("float32"))
-
-
-def test_long_rows_are_cut_as_by_the_model() -> None:
-    options = {"labels": ["a", "b", "c"], "truncation": "windows", "max_seq_length": 16, "window_overlap": 4}
-    model = build("embedded", task="pooled_classifier", **options).eval()
-    rows = [list(range(10, 60)), list(range(10, 20))]
-    found = asyncio.run(Engine(model).logits(rows))
-    with torch.inference_mode():
-        expected = torch.cat([model(input_ids=torch.tensor([row])).logits for row in rows])
-    torch.testing.assert_close(found, expected.float(), atol=1e-5, rtol=0)
