@@ -202,9 +202,9 @@ class BatchScorer:
         for row, value in enumerate(self._column(columns, self.titles)):
             try:
                 lists.append(rows_of("titles", [] if value is None else value))
-            except TaskHeadsError as error:
+            except TaskHeadsError as refused:
                 lists.append([])
-                wrong[row] = str(error)
+                wrong[row] = str(refused)
         prompts = self._column(columns, self.prompt) if self.prompt else [""] * len(lists)
         flat = [title for titles in lists for title in titles]
         contexts = [prompt or "" for prompt, titles in zip(prompts, lists, strict=True) for _ in titles]

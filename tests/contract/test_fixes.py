@@ -65,6 +65,7 @@ OUTSIDE["serving/"] = "requests, and a server that does not start; tests/serving
 ASKED = "a question of a client; tests/hubcode/test_decision.py"
 WITHOUT = {
     "hubcode/decision_task_heads.py::HeadDecisionConfig._texts::state": ASKED,
+    "hubcode/decision_task_heads.py::HeadDecisionConfig._texts::state#2": ASKED,
     "hubcode/decision_task_heads.py::HeadDecisionConfig.prepare_inputs::request": ASKED,
     "hubcode/decision_task_heads.py::_check::f'question {question.name!r}'": ASKED,
     "gguf_weights.py::_contents::--gguf_file": PIP,
