@@ -94,7 +94,7 @@ def main() -> None:
                     cell = Cell(model, form, stack, result)
                     print(cell, flush=True)
                     cells[model, form, stack] = cell
-    write(list(cells.values()), args)
+                    write(list(cells.values()), args)  # a server may take minutes
 
 
 def hard_texts() -> list[str]:
@@ -367,13 +367,18 @@ def run_cell(stack: str, form: str, folder: Path, texts: list[str], args: Any) -
     try:
         found = STACKS[stack](form, folder, texts, args)
     except (RuntimeError, urllib.error.URLError) as error:
-        return f"refused: {str(error)[:200]}"
+        return f"refused: {_public(str(error))}"
     if found is None:
         return None
     if isinstance(found, str):
-        return f"refused: {found[:200]}"
+        return f"refused: {_public(found)}"
     source = folder.parent / ("saved for reward" if "reward" in form else "saved")
     return verdict(found, offline(source, texts))
+
+
+def _public(text: str) -> str:
+    """Return a message without the paths of this machine."""
+    return text.replace(str(Path.home()), "~").replace(str(ROOT), ".")[:200]
 
 
 def write(cells: list[Cell], args: Any) -> None:
