@@ -107,7 +107,7 @@ def hard_texts() -> list[str]:
         "a\x00b",
         "word " * 700,
         "two\n\n lines",
-        " x ",
+        "x  y",
     ]
     return texts + [" ".join(source.choices(words, k=source.randint(1, 120))) for _ in range(44)]
 

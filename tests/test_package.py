@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -97,3 +98,13 @@ def test_type_checkers_see_every_public_name() -> None:
     names = [alias for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names]
     assert [alias.asname for alias in names] == [alias.name for alias in names]
     assert sorted(alias.name for alias in names) == qwen_task_heads.__all__
+
+
+def test_a_wheel_has_every_package() -> None:
+    """An editable install finds a package that the list leaves out; a wheel does not have it."""
+    root = Path(__file__).resolve().parents[1]
+    text = (root / "pyproject.toml").read_text(encoding="utf-8").split("packages = [")[1].split("]")[0]
+    folders = {path.parent.relative_to(root) for path in (root / "qwen_task_heads").rglob("__init__.py")}
+    found = {".".join(folder.parts) for folder in folders}
+    outside = {"qwen_task_heads.model_cards", "qwen_task_heads.recipes"}
+    assert set(re.findall(r'"(.+)"', text)) == found | outside
