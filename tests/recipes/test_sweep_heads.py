@@ -30,6 +30,12 @@ WORDS = {"sport": "goal match team", "money": "bank price tax", "health": "docto
 refused = partial(launching.refused, RECIPE)
 
 
+def next_command(printed: str) -> tuple[list[str], list[str]]:
+    """Return the command of the last printed line: its two words (`qth classify`) and its options."""
+    words = shlex.split(printed.strip().splitlines()[-1])
+    return words[:2], words[2:]
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """Texts whose words determine their labels."""
@@ -105,8 +111,8 @@ def test_the_output_lists_the_results_and_the_next_command(swept) -> None:
     assert "4 linear heads, solved once; 4 MLPs, trained with 2 seeds; the best on dev" in printed
     assert "TF-IDF, linear" in printed
     assert "ms per text" in printed
-    command = shlex.split(printed.strip().splitlines()[-1])
-    assert command[:3] == ["qth", "classify", "--model_name_or_path"]
+    start, command = next_command(printed)
+    assert start == ["qth", "classify"]
     assert command[command.index("--init_head") + 1] == str(folder)
     assert command[command.index("--instruction") + 1] == "Topic? "
 
@@ -134,7 +140,7 @@ def test_the_command_of_the_readme_runs(swept, data, bases, tmp_path) -> None:
 def test_lora_starts_with_the_metrics_of_the_sweep(swept, tmp_path) -> None:
     """The first evaluation of the printed command has the metrics of the sweep."""
     folder, printed = swept
-    command = shlex.split(printed.strip().splitlines()[-1])[3:]
+    _, command = next_command(printed)
     command[command.index("--output_dir") + 1] = str(tmp_path / "lora")
     few = {"max_steps": 4, "eval_steps": 2, "save_steps": 2, "per_device_train_batch_size": 8, "lora_r": 4}
     more = [word for name, value in few.items() for word in (f"--{name}", value)]
@@ -242,8 +248,8 @@ def test_a_sweep_over_titles_saves_a_scorer(title_sweep, bases) -> None:
 
 def test_the_command_for_titles_names_their_recipe(title_sweep) -> None:
     folder, printed, _ = title_sweep
-    command = shlex.split(printed.strip().splitlines()[-1])
-    assert command[:2] == ["qth", "titles"]
+    start, command = next_command(printed)
+    assert start == ["qth", "titles"]
     assert command[command.index("--init_head") + 1] == str(folder)
     assert command[command.index("--instruction") + 1] == "Title: "
     assert command[command.index("--max_length") + 1] == "32"
@@ -277,7 +283,7 @@ def first_look(command: list[str], folder: Path) -> dict[str, float]:
 @pytest.mark.slow
 def test_lora_on_titles_starts_with_the_metrics_of_the_sweep(title_sweep, tmp_path) -> None:
     folder, printed, _ = title_sweep
-    first = first_look(shlex.split(printed.strip().splitlines()[-1])[3:], tmp_path)
+    first = first_look(next_command(printed)[1], tmp_path)
     won = json.loads((folder / "metrics.json").read_text())["dev"]["this model"]
     chosen = json.loads((folder / "early_exit.json").read_text())["chosen"]
     assert first["step"] == 0
@@ -292,7 +298,7 @@ def test_lora_on_titles_starts_from_a_head_of_two_layers(titles, bases, tmp_path
     options = title_words(titles["pairs"], bases["llama"], tmp_path / "head", layers=["1+2"], heads=[head])
     printed = launching.finished(RECIPE, options, tmp_path / "log1")
     assert load(str(tmp_path / "head")).config.head_layers == [1, 2]
-    first = first_look(shlex.split(printed.strip().splitlines()[-1])[3:], tmp_path)
+    first = first_look(next_command(printed)[1], tmp_path)
     won = json.loads((tmp_path / "head" / "metrics.json").read_text())["dev"]["this model"]
     assert first["eval_loss"] == pytest.approx(won["log_loss"]["value"], abs=1e-6)
     assert load(str(tmp_path / "lora")).config.head_layers == [1, 2]
