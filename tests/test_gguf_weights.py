@@ -162,6 +162,7 @@ def test_a_write_that_fails_leaves_nothing(file, cache, monkeypatch) -> None:
     assert left(cache) == []
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_write_one_complete_folder(file, cache, tmp_path) -> None:
     line = f"from qwen_task_heads.gguf_weights import dequantize; print(dequantize({str(file)!r}))"
     options: dict[str, Any] = {"env": {**os.environ}, "stdout": subprocess.PIPE, "text": True}

@@ -71,11 +71,14 @@ def test_native_qwen_models_are_not_changed() -> None:
     "before",
     [
         "",
-        "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+        pytest.param(
+            "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+            marks=pytest.mark.slow,
+        ),
         "import peft",
-        "from qwen_task_heads import Scorer",
-        "import qwen_task_heads.hubcode.modeling_task_heads",
-        "from transformers import pipeline",
+        pytest.param("from qwen_task_heads import Scorer", marks=pytest.mark.slow),
+        pytest.param("import qwen_task_heads.hubcode.modeling_task_heads", marks=pytest.mark.slow),
+        pytest.param("from transformers import pipeline", marks=pytest.mark.slow),
     ],
 )
 def test_registration_does_not_depend_on_the_order_of_imports(before: str) -> None:

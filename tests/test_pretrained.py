@@ -135,6 +135,7 @@ def test_a_changed_base_is_an_error(wheel, tmp_path, cache) -> None:
         load(str(folder))
 
 
+@pytest.mark.slow
 def test_a_process_without_the_package_loads_it_on_the_same_machine(wheel, tmp_path) -> None:
     folder, logits = saved_adapter(tmp_path / "adapter")
     code = (

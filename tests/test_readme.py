@@ -27,6 +27,7 @@ def test_the_readme_is_short() -> None:
 # The blocks name no device: on a machine without a GPU torch warns that it pins no memory.
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 @pytest.mark.parametrize("title", BLOCKS)
+@pytest.mark.slow
 def test_training_from_python_takes_15_lines_and_runs(title, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     block = BLOCKS[title][1]

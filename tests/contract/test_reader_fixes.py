@@ -196,6 +196,7 @@ def test_a_hub(tmp_path: Path) -> None:
     assert read_text_sets(source, hub=first, dev_fraction=0.5)
 
 
+@pytest.mark.slow
 def test_an_invalid_id() -> None:
     """The id of the form that it asks for is looked up, on a hub that is out of reach."""
     with refused("sources/formats.py::open_source::name") as found:

@@ -140,7 +140,7 @@ def saved(folder: Path, *, words: Any, shake: Any, lora: bool) -> Any:
     return model
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_model_is_published_to_a_new_hub_and_loaded_from_it(
     shelf: Path, words: Any, shake: Any, tmp_path: Path, lora: bool
 ) -> None:

@@ -192,6 +192,7 @@ print(json.dumps({"loaded": loaded, "scores": {row.title: row.score for row in r
 """
 
 
+@pytest.mark.slow
 def test_imports_and_predictions_load_neither_trl_nor_datasets(folder, scorer):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", LIGHT, str(folder), *HEAVY],

@@ -488,6 +488,7 @@ def test_a_model_with_a_plain_lora_config_is_saved_in_the_layout_of_this_library
             assert (opened(input_ids=ids).logits - wanted).abs().max() <= 1e-6 * wanted.abs().max()
 
 
+@pytest.mark.slow
 def test_peft_imported_after_the_model_is_built_wraps_it(bases: dict[str, str], tmp_path: Path) -> None:
     """Run in a subprocess, because this process has imported PEFT already."""
     code = (

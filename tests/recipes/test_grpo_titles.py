@@ -137,6 +137,7 @@ def test_the_scorer_is_checked_before_the_generator(bases, tmp_path, capfd):
     assert "a title scorer" in launching.refused(RECIPE, capfd, *given)
 
 
+@pytest.mark.slow
 def test_missing_options_are_reported_before_trl_is_imported():
     code = (
         "import runpy, sys\n"

@@ -321,6 +321,7 @@ def test_a_maximum_error_rate_is_met_on_dev_or_refused(runs, bases, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [SINGLE, MULTI])
+@pytest.mark.slow
 def test_nothing_is_fitted_on_few_rows_or_without_a_request(bases, tmp_path, capsys, monkeypatch, kind):
     scored, answer = [], Scorer.logits
 

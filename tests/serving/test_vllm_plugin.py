@@ -27,6 +27,7 @@ import qwen_task_heads.models
 """
 
 
+@pytest.mark.slow
 def test_the_environment_of_vllm_has_no_training_libraries() -> None:
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

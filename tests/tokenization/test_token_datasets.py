@@ -52,7 +52,9 @@ def make(kind: str) -> tuple[Any, Any]:
     return text_dataset(TEXTS, tokenizer=tokenizer, config=config, num_labels=2)
 
 
-@pytest.mark.parametrize("kind", ["pairs", "groups", "texts"])
+@pytest.mark.parametrize(
+    "kind", ["pairs", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("groups", "texts"))]
+)
 def test_a_dataset_in_the_cache_equals_one_in_memory(
     kind: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,6 +70,7 @@ def test_a_dataset_in_the_cache_equals_one_in_memory(
     assert large.features.keys() == small.features.keys()
 
 
+@pytest.mark.slow
 def test_equal_rows_are_named_in_the_whole_dataset(cache: Path) -> None:
     made, report = make("pairs")
     equal = report.equal
