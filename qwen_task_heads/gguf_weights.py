@@ -96,6 +96,27 @@ def dequantize(path: str | Path, *, name: str | None = None, expected: str | Non
     return folder
 
 
+def require_gguf(where: str) -> None:
+    """Raise if the package `gguf`, which reads and writes the files, is not installed.
+
+    Args:
+        where: place of the message: an option or a function.
+
+    Raises:
+        TaskHeadsError: the package is not installed.
+    """
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise error_at(
+            where,
+            "the package gguf is not installed",
+            "the package gguf, which reads and writes GGUF files",
+            INSTALL,
+            code="package-missing",
+        ) from error
+
+
 @contextmanager
 def _draft_of(folder: Path, digest: str) -> Iterator[Path]:
     """Yield a draft of the folder, which replaces the folder on success and is removed on failure."""
@@ -162,16 +183,9 @@ def _contents(path: Path) -> tuple[int, int]:
     Raises:
         TaskHeadsError: a file that ends before its tensors do, or `gguf` is not installed.
     """
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise error_at(
-            "--gguf_file",
-            "the package gguf is not installed",
-            "the package gguf, which reads GGUF files",
-            INSTALL,
-            code="package-missing",
-        ) from error
+    require_gguf("--gguf_file")
+    from gguf import GGUFReader
+
     try:
         tensors = GGUFReader(path).tensors
         return len(tensors), 4 * sum(int(tensor.n_elements) for tensor in tensors)

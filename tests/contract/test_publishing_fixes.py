@@ -479,7 +479,7 @@ def test_a_tokenizer_whose_pad_token_ends_every_text(bases: dict[str, str], tmp_
     words = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
     model, another = build(bases["llama"], **TASK), copy.deepcopy(words)
     bind_template(words, model.config)
-    with refused("export/stock.py::_choose_pad::tokenizer") as found:
+    with refused("export/stock.py::choose_pad::tokenizer") as found:
         export_stock(model, tokenizer=words, folder=tmp_path / "out")
     assert "train with another --boundary, or add a pad token" in found[0].fix
     padded = copy.deepcopy(another)

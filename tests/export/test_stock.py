@@ -229,7 +229,7 @@ def test_verification_detects_a_wrong_pad_token(
     """If the pad token is wrong, the export fails and leaves no files."""
     model, tokenizer = prepared(bases["qwen2"], shake)
     bind_template(tokenizer, model.config, template=Template(after="<|endoftext|>"))
-    monkeypatch.setattr(stock, "_choose_pad", lambda tokenizer, *, rows: [])
+    monkeypatch.setattr(stock, "choose_pad", lambda tokenizer, *, rows: [])
     with pytest.raises(TaskHeadsError, match="Qwen2ForSequenceClassification") as caught:
         export_stock(model, tokenizer=tokenizer, folder=tmp_path / "out")
     assert caught.value.problems[0].code == "verification-failed"
