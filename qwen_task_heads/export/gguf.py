@@ -26,7 +26,7 @@ from transformers.utils import logging
 
 from qwen_task_heads.dtypes import DTYPES, store_in
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at
-from qwen_task_heads.export.llama_server import FILE, has_reference
+from qwen_task_heads.export.llama_server import has_reference
 from qwen_task_heads.export.shared import (
     TOLERANCE,
     check_difference,
@@ -41,7 +41,7 @@ from qwen_task_heads.export.shared import (
     verification_rows,
 )
 from qwen_task_heads.export.stock import choose_pad
-from qwen_task_heads.gguf_weights import require_gguf
+from qwen_task_heads.gguf_weights import GGUF_FILE, require_gguf
 from qwen_task_heads.hubcode.encoding_task_heads import PARTS, TEMPLATE_KEY, pad_rows, template_of
 from qwen_task_heads.hubcode.saving_task_heads import embedding_rows
 from qwen_task_heads.hubs import HUGGINGFACE
@@ -123,7 +123,7 @@ def export_gguf(
         store_in(model, dtype=dtype)
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "right"
     # The request of `llama_server` reads the template, also of a tokenizer without a compiled one.
-    tokenizer.init_kwargs[TEMPLATE_KEY] = dict(zip(PARTS, template_of(tokenizer), strict=True))
+    tokenizer.init_kwargs.setdefault(TEMPLATE_KEY, dict(zip(PARTS, template_of(tokenizer), strict=True)))
     with staging_folder(folder) as staged:
         staged.mkdir()
         default = "regression" if model.config.num_labels == 1 else "single_label_classification"
@@ -137,7 +137,7 @@ def export_gguf(
         config.save_pretrained(staged)
         tokenizer.save_pretrained(staged)
         make_portable(staged)
-        _write(model, tokenizer, staged / FILE, stored=stored)
+        _write(model, tokenizer, staged / GGUF_FILE, stored=stored)
         _verify(model, tokenizer, staged, exact=stored != Q8_0)
     return folder
 
@@ -162,11 +162,11 @@ def load_classifier(folder: str | Path) -> Any:
     logging.set_verbosity_error()  # the missing head, which is set below
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
-            folder, gguf_file=FILE, config=config, dtype=torch.float32
+            folder, gguf_file=GGUF_FILE, config=config, dtype=torch.float32
         )
     finally:
         logging.set_verbosity(verbosity)
-    [head] = [tensor.data for tensor in GGUFReader(folder / FILE).tensors if tensor.name == HEAD]
+    [head] = [tensor.data for tensor in GGUFReader(folder / GGUF_FILE).tensors if tensor.name == HEAD]
     with torch.no_grad():
         model.score.weight.copy_(torch.from_numpy(head[: config.num_labels].copy()))
     return model.eval()
@@ -312,7 +312,7 @@ def _verify(model: Any, tokenizer: Any, folder: Path, *, exact: bool) -> None:
         for name, tensor in expected_weights.items()
         if exact and not torch.equal(found_weights[name], tensor.detach().float().cpu())
     ]
-    reader = AutoTokenizer.from_pretrained(folder, gguf_file=FILE)
+    reader = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF_FILE)
     vocabulary = reader.get_vocab()
     if _merges(reader) != _merges(tokenizer) or any(
         vocabulary.get(token) != index for token, index in tokenizer.get_vocab().items()
@@ -333,5 +333,5 @@ def _verify(model: Any, tokenizer: Any, folder: Path, *, exact: bool) -> None:
         float_logits(model, batch),
         tolerance=TOLERANCE if exact else Q8_TOLERANCE,
         where=where,
-        runtime=f"the {FILE} that transformers reads",
+        runtime=f"the {GGUF_FILE} that transformers reads",
     )

@@ -17,9 +17,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from qwen_task_heads.gguf_weights import GGUF_FILE
 from qwen_task_heads.hubcode.encoding_task_heads import TEMPLATE_KEY
 
-FILE = "model.gguf"
 LONGEST = 8192  # context for a tokenizer without a limit of its own, because its memory is taken at the start
 URL = "http://localhost:8080"
 
@@ -48,7 +48,7 @@ def llama_command(folder: Path, config: dict[str, Any], tokenizer: dict[str, Any
         tokenizer: content of `tokenizer_config.json`.
         name: repo id of the Hugging Face Hub; None for the file in the folder.
     """
-    model = ["-hf", name, "--hf-file", FILE] if name else ["-m", str(folder / FILE)]
+    model = ["-hf", name, "--hf-file", GGUF_FILE] if name else ["-m", str(folder / GGUF_FILE)]
     exact = ["--flash-attn", "off", "--cache-type-k", "f32", "--cache-type-v", "f32"]
     size = str(_limit(config, tokenizer))
     sizes = ["--parallel", "1", "--ctx-size", size, "--batch-size", size, "--ubatch-size", size]

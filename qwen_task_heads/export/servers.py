@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen_task_heads.errors import error_at, shorten
-from qwen_task_heads.export.llama_server import FILE, llama_command, llama_request
+from qwen_task_heads.export.llama_server import llama_command, llama_request
+from qwen_task_heads.gguf_weights import GGUF_FILE
 
 HEADS = ("PooledClassifier", "TitleScorer")
 JSON = "-H 'Content-Type: application/json'"
@@ -46,7 +47,7 @@ def serve_command(folder: str | Path, *, name: str | None = None) -> str:
         'VLLM_PLUGINS=qwen_task_heads vllm serve me/titles --runner pooling --dtype float32'
     """
     config, tokenizer = _read(Path(folder))
-    if Path(folder, FILE).is_file():
+    if Path(folder, GGUF_FILE).is_file():
         return llama_command(Path(folder), config, tokenizer, name)
     words = ["vllm", "serve", name or str(folder), "--runner", "pooling", "--dtype", _dtype(config)]
     if _is_head(config):
@@ -70,7 +71,7 @@ def serve_example(folder: str | Path, *, name: str | None = None) -> str:
         TaskHeadsError: see `serve_command`.
     """
     config, tokenizer = _read(Path(folder))
-    if Path(folder, FILE).is_file():
+    if Path(folder, GGUF_FILE).is_file():
         return "\n".join([serve_command(folder, name=name), "", *llama_request(config, tokenizer)])
     path, body, value = _request(config, tokenizer, name or str(folder))
     return "\n".join(
@@ -116,7 +117,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             "export the model first",
             code="model-type" if config else "model-not-found",
         )
-    if not (folder / FILE).is_file() and not any(folder.glob("*.safetensors")):
+    if not (folder / GGUF_FILE).is_file() and not any(folder.glob("*.safetensors")):
         raise error_at(
             str(folder),
             "found an adapter",

@@ -30,8 +30,8 @@ from transformers import AutoTokenizer
 from qwen_task_heads import TaskHeadsError, adapter_config, build, load_tokenizer, merge, save
 from qwen_task_heads.export import gguf
 from qwen_task_heads.export.gguf import HEAD, REFERENCE, export_gguf, load_classifier
-from qwen_task_heads.export.llama_server import FILE
 from qwen_task_heads.export.servers import serve_command, serve_example
+from qwen_task_heads.gguf_weights import GGUF_FILE
 from qwen_task_heads.hubcode.encoding_task_heads import encode_texts, pad_rows, template_of
 from qwen_task_heads.tokenization.templates import Template, bind_template, compile_template
 
@@ -112,7 +112,7 @@ def test_tensors_and_metadata(
         given, model = {}, str(save(model, tokenizer=tokenizer, folder=tmp_path / "saved"))
     folder = export_gguf(model, folder=tmp_path / "out", dtype=dtype, **given)
     model = merge(model) if lora else model
-    reader = GGUFReader(folder / FILE)
+    reader = GGUFReader(folder / GGUF_FILE)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     weights = model.model.state_dict()
     assert tensors.keys() == {HEAD, *map(theirs, weights)}
@@ -146,17 +146,18 @@ def test_tensors_and_metadata(
     }
     assert list(kinds.values()) == ["CONTROL", "CONTROL", "NORMAL"]
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [FILE, "config.json", "tokenizer.json", "tokenizer_config.json"]
+        [GGUF_FILE, "config.json", "tokenizer.json", "tokenizer_config.json"]
     )
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.slow
 def test_transformers_reads_the_same_tokens_and_logits(
     bases: dict[str, str], shake: Any, tmp_path: Path
 ) -> None:
     model, tokenizer = prepared(bases["qwen3"], shake, before="<|im_start|>Classify: ")
     folder = export_gguf(model, tokenizer=tokenizer, folder=tmp_path / "out", dtype="q8_0")
-    reader = GGUFReader(folder / FILE)
+    reader = GGUFReader(folder / GGUF_FILE)
     stored = {tensor.name: tensor.tensor_type for tensor in reader.tensors}
     assert stored["blk.0.attn_q.weight"] == GGMLQuantizationType.Q8_0
     assert stored["blk.0.ffn_down.weight"] == GGMLQuantizationType.F16  # 48 columns: no whole blocks
@@ -166,7 +167,7 @@ def test_transformers_reads_the_same_tokens_and_logits(
     with torch.no_grad():
         difference = (load_classifier(folder)(**batch).logits - model(**batch).logits).abs().max()
     assert 1e-5 < difference < 0.1  # of 8-bit weights
-    read = AutoTokenizer.from_pretrained(folder, gguf_file=FILE)
+    read = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF_FILE)
     plain = [text for text in TEXTS if "<" not in text and text != DECOMPOSED]
     ids = [one(plain, add_special_tokens=False)["input_ids"] for one in (read, tokenizer)]
     assert ids[0] == ids[1]
@@ -234,7 +235,7 @@ def _swapped(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(gguf, "_add_tokenizer", swap)
 
 
-def _without_head(patch: pytest.MonkeyPatch) -> None:
+def _halved_head(patch: pytest.MonkeyPatch) -> None:
     load = gguf.load_classifier
 
     def halved(folder: Path) -> Any:
@@ -246,7 +247,7 @@ def _without_head(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(gguf, "load_classifier", halved)
 
 
-@pytest.mark.parametrize("change", [_scaled, _swapped, _without_head])
+@pytest.mark.parametrize("change", [_scaled, _swapped, _halved_head])
 def test_a_file_with_other_contents_is_not_kept(
     bases: dict[str, str], shake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any
 ) -> None:
@@ -262,10 +263,10 @@ def test_command_and_request(bases: dict[str, str], shake: Any, tmp_path: Path) 
     model, tokenizer = prepared(bases["qwen3"], shake, kind="multi", truncation="tail")
     folder = export_gguf(model, tokenizer=tokenizer, folder=tmp_path / "out")
     words = serve_command(folder).split()
-    assert words[:3] == ["llama-server", "-m", str(folder / FILE)]
+    assert words[:3] == ["llama-server", "-m", str(folder / GGUF_FILE)]
     assert words[words.index("--flash-attn") + 1] == "off"
     assert words[words.index("--ctx-size") + 1] == str(LIMIT)
-    assert serve_command(folder, name="me/it").split()[1:5] == ["-hf", "me/it", "--hf-file", FILE]
+    assert serve_command(folder, name="me/it").split()[1:5] == ["-hf", "me/it", "--hf-file", GGUF_FILE]
     command, _, *program = serve_example(folder).splitlines()
     assert command == serve_command(folder)
     assert compile("\n".join(program), "example", "exec")
@@ -297,7 +298,7 @@ def llama_server(folder: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = [str(LLAMA), "-c", SERVER, str(folder / FILE), str(port), str(LIMIT)]
+    words = [str(LLAMA), "-c", SERVER, str(folder / GGUF_FILE), str(port), str(LIMIT)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             assert process.stdout is not None
