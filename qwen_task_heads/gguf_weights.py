@@ -35,7 +35,7 @@ MAGIC = b"GGUF"
 GGUF_FILE = "model.gguf"  # name of the file of an export, see `export/gguf.py`
 SPARE = 64 << 20  # bytes in addition to the weights: tokenizer, config and overhead of the file system
 SHOWN = 8  # names of other files in a message
-INSTALL = "pip install 'gguf>=0.10'"
+INSTALL = "pip install 'gguf>=0.17'"
 
 
 def dequantize(path: str | Path, *, name: str | None = None, expected: str | None = None) -> Path:

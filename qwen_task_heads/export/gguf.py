@@ -94,23 +94,24 @@ def export_gguf(
         >>> from transformers import Qwen3Config, Qwen3Model
         >>> from qwen_task_heads import build, load_tokenizer
         >>> from qwen_task_heads.export.gguf import export_gguf
+        >>> from qwen_task_heads.tokenization.templates import bind_template
         >>> tokenizer = load_tokenizer("embedded")
         >>> sizes = {"vocab_size": 5120, "hidden_size": 32, "intermediate_size": 64, "head_dim": 16}
         >>> heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
         >>> with tempfile.TemporaryDirectory() as root:
         ...     Qwen3Model(Qwen3Config(**sizes, **heads)).save_pretrained(f"{root}/base")
-        ...     tokenizer.save_pretrained(f"{root}/base")[:0]
+        ...     _ = tokenizer.save_pretrained(f"{root}/base")
         ...     model = build(f"{root}/base", task="pooled_classifier", labels=["no", "yes"])
+        ...     bind_template(tokenizer, model.config)
         ...     folder = export_gguf(model, tokenizer=tokenizer, folder=f"{root}/gguf")
         ...     sorted(path.name for path in folder.iterdir())
-        ()
         ['config.json', 'model.gguf', 'tokenizer.json', 'tokenizer_config.json']
     """
     require_gguf("export_gguf()")
     folder = Path(folder)
     model, tokenizer = load_merged(model_or_folder, tokenizer=tokenizer, revision=revision, hub=hub)
     problems = [
-        *_unsupported(model),
+        *gguf_problems(model),
         *_unknown_tokenizer(tokenizer),
         *choose_pad(tokenizer, rows=embedding_rows(model)),
         *folder_problems(folder),
@@ -172,8 +173,13 @@ def load_classifier(folder: str | Path) -> Any:
     return model.eval()
 
 
-def _unsupported(model: Any) -> list[Problem]:
-    """Return the settings of a model that llama.cpp does not compute."""
+def gguf_problems(model: Any, *, fix: str = FIX) -> list[Problem]:
+    """Return the settings of a model that llama.cpp does not compute.
+
+    Args:
+        model: a `PooledClassifier` or `TitleScorer`, trained or not.
+        fix: fix of the problems.
+    """
     config, inner = model.config, model.config.text_config
     family = inner.model_type
     rules = [("text_config", family, family == "qwen3", "qwen3, the only decoder whose head llama.cpp reads")]
@@ -187,7 +193,7 @@ def _unsupported(model: Any) -> list[Problem]:
             ("hidden_act", inner.hidden_act, inner.hidden_act == "silu", "silu"),
         ]
     head = ("head", config.head, config.head == "linear", "linear")
-    return [*unmet([*rules, head], fix=FIX), *last_token_problems(model, fix=FIX)]
+    return [*unmet([*rules, head], fix=fix), *last_token_problems(model, fix=fix)]
 
 
 def _unknown_tokenizer(tokenizer: Any) -> list[Problem]:
@@ -245,7 +251,7 @@ def _write(model: Any, tokenizer: Any, path: Path, *, stored: str) -> None:
     if has_reference(model.config.to_dict()):
         labels.append(REFERENCE)
         head = torch.cat([head, torch.zeros_like(head[:1])])
-    writer.add_classifier_output_labels(labels)
+    writer.add_array("qwen3.classifier.output_labels", labels)
     _add_tokenizer(writer, tokenizer, size=embedding_rows(model))
     names = get_tensor_name_map(MODEL_ARCH.QWEN3, config.num_hidden_layers)
     for ours, tensor in model.model.state_dict().items():

@@ -42,6 +42,23 @@ class PublishTarget:
     tag: str | None = None
     rows: bool = False
 
+    def check_model(self, model: Any) -> None:
+        """Raise before training for a model that the export format does not support.
+
+        Args:
+            model: as built for training, without an adapter.
+
+        Raises:
+            TaskHeadsError: a GGUF file cannot have this model, or the package `gguf` is not installed.
+        """
+        from qwen_task_heads.export.gguf import gguf_problems
+        from qwen_task_heads.gguf_weights import require_gguf
+
+        if self.form == "gguf":
+            require_gguf("--publish_form gguf")
+            if problems := gguf_problems(model, fix="give --publish_form saved"):
+                raise TaskHeadsError(problems)
+
     def push(self, folder: str | Path) -> None:
         """Verify and publish the finished model in `folder`, and print its URL.
 

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,26 @@ def test_options_that_a_stock_class_does_not_support(
         publish_target_of(*parse(argv))
     for changed in changes(found[0], argv):
         assert publish_target_of(*parse(changed))
+
+
+def test_options_that_llama_cpp_does_not_support(hub: Any, tmp_path: Path) -> None:
+    argv = ["--output_dir", str(tmp_path), *CPU, *PUSH, "--publish_form", "gguf", "--pooling", "mean"]
+    with refused(f"{STOCK}f'--{{name}}'") as found:
+        publish_target_of(*parse_classifier_arguments(argv))
+    for changed in changes(found[0], argv):
+        assert publish_target_of(*parse_classifier_arguments(changed))
+
+
+def test_a_model_that_llama_cpp_does_not_compute(bases: dict[str, str]) -> None:
+    target = PublishTarget(repo_id="me/it", form="gguf")
+    model = build(bases["qwen2"], task="pooled_classifier", labels=["no", "yes"], pooling="last")
+    with refused("export/shared.py::unmet::field") as found:
+        target.check_model(model)
+    assert [(problem.where, problem.fix) for problem in found] == [
+        ("text_config", "give --publish_form saved")
+    ]
+    replace(target, form="saved").check_model(model)
+    target.check_model(build(bases["qwen3"], task="pooled_classifier", labels=["no", "yes"], pooling="last"))
 
 
 # --- the run's folder ---
