@@ -114,19 +114,18 @@ def _stock_problems(task: Any, *, form: str) -> list[Problem]:
         problem = f"found {form!r} for a generative classifier, which is a class of transformers already"
         return [Problem("--publish_form", problem, "saved, merged", "drop it", code=code)]
     options = vars(task)  # a recipe has a subset of these options
+    place = "a GGUF file" if form == "gguf" else "a stock class"
     problems = []
     for name, supported in _STOCK_VALUES.items():
         given = options.get(name)
         for value in given if isinstance(given, list) else [given]:
             if value is not None and value not in supported:
-                expected = f"{', '.join(str(one).lower() for one in supported)} in the format {form}"
+                expected = f"{', '.join(str(one).lower() for one in supported)} in {place}"
                 fix = "give --publish_form saved, or choose one of them"
                 problems.append(Problem(f"--{name}", f"found {value!r}", expected, fix, code=code))
     if len(layers := options.get("head_layers") or []) > 1:
         fix = "give --publish_form saved, or drop it"
-        problems.append(
-            Problem("--head_layers", f"found {layers}", f"one layer in the format {form}", fix, code=code)
-        )
+        problems.append(Problem("--head_layers", f"found {layers}", f"one layer in {place}", fix, code=code))
     return problems
 
 
