@@ -203,9 +203,9 @@ def load_fields(
 
 
 def onnx_fields(tags: Sequence[str], *, onnx: bool, int8: bool) -> dict[str, Any]:
-    """Return the further fields of `onnx.md`; the tags of the card name the problem type."""
+    """Return further fields of `onnx.md` and `load.md`; the tags of the card name the problem type."""
     meaning = next((LOGITS[tag] for tag in tags if tag in LOGITS), SOFTMAX)
-    return {"onnx": onnx, "int8": int8, "meaning": meaning}
+    return {"onnx": onnx, "int8": int8, "meaning": meaning, "softmax": meaning is SOFTMAX}
 
 
 def parity_fields(rows: Sequence[Mapping[str, Any]], *, against: str) -> dict[str, Any]:
