@@ -98,9 +98,9 @@ def value(reader: GGUFReader, name: str) -> Any:
 @pytest.mark.parametrize(
     ("kind", "before", "dtype", "lora"),
     [
-        ("single", "", None, True),
+        pytest.param("single", "", None, True, marks=pytest.mark.slow),
         ("multi", "<|im_start|>Classify: ", "bfloat16", False),
-        ("titles", "", "float16", False),
+        pytest.param("titles", "", "float16", False, marks=pytest.mark.slow),
     ],
 )
 def test_tensors_and_metadata(
@@ -247,7 +247,14 @@ def _halved_head(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(gguf, "load_classifier", halved)
 
 
-@pytest.mark.parametrize("change", [_scaled, _swapped, _halved_head])
+@pytest.mark.parametrize(
+    "change",
+    [
+        _scaled,
+        pytest.param(_swapped, marks=pytest.mark.slow),
+        pytest.param(_halved_head, marks=pytest.mark.slow),
+    ],
+)
 def test_a_file_with_other_contents_is_not_kept(
     bases: dict[str, str], shake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any
 ) -> None:
