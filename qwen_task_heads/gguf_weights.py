@@ -32,9 +32,10 @@ from qwen_task_heads.hubcode.hashes_task_heads import (
 )
 
 MAGIC = b"GGUF"
+GGUF_FILE = "model.gguf"  # name of the file of an export, see `export/gguf.py`
 SPARE = 64 << 20  # bytes in addition to the weights: tokenizer, config and overhead of the file system
 SHOWN = 8  # names of other files in a message
-INSTALL = "pip install 'gguf>=0.10'"
+INSTALL = "pip install 'gguf>=0.17'"
 
 
 def dequantize(path: str | Path, *, name: str | None = None, expected: str | None = None) -> Path:
@@ -94,6 +95,27 @@ def dequantize(path: str | Path, *, name: str | None = None, expected: str | Non
     except OSError as error:
         raise _unwritable(folder, error) from error
     return folder
+
+
+def require_gguf(where: str) -> None:
+    """Raise if the package `gguf`, which reads and writes the files, is not installed.
+
+    Args:
+        where: place of the message: an option or a function.
+
+    Raises:
+        TaskHeadsError: the package is not installed.
+    """
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise error_at(
+            where,
+            "the package gguf is not installed",
+            "the package gguf, which reads and writes GGUF files",
+            INSTALL,
+            code="package-missing",
+        ) from error
 
 
 @contextmanager
@@ -162,16 +184,9 @@ def _contents(path: Path) -> tuple[int, int]:
     Raises:
         TaskHeadsError: a file that ends before its tensors do, or `gguf` is not installed.
     """
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise error_at(
-            "--gguf_file",
-            "the package gguf is not installed",
-            "the package gguf, which reads GGUF files",
-            INSTALL,
-            code="package-missing",
-        ) from error
+    require_gguf("--gguf_file")
+    from gguf import GGUFReader
+
     try:
         tensors = GGUFReader(path).tensors
         return len(tensors), 4 * sum(int(tensor.n_elements) for tensor in tensors)

@@ -1,7 +1,8 @@
 """Commands and requests that serve an export with vLLM.
 
-Every setting matters: without `--dtype` vLLM casts fp32 weights to float16, and without
-`truncate_prompt_tokens` it refuses long texts.
+vLLM serves folders of safetensors, and llama-server serves a GGUF export (`llama_server.py`). Every setting
+matters: without `--dtype` vLLM casts fp32 weights to float16, and without `truncate_prompt_tokens` it refuses
+long texts.
 
 Source: https://docs.vllm.ai/en/latest/models/pooling_models/
 """
@@ -14,20 +15,24 @@ from pathlib import Path
 from typing import Any
 
 from qwen_task_heads.errors import error_at, shorten
+from qwen_task_heads.export.llama_server import llama_command, llama_request
+from qwen_task_heads.gguf_weights import GGUF_FILE
 
 HEADS = ("PooledClassifier", "TitleScorer")
 JSON = "-H 'Content-Type: application/json'"
 
 
 def serve_command(folder: str | Path, *, name: str | None = None) -> str:
-    """Return the vLLM command of an export: `/classify` of a stock class, `/pooling` of a reward model.
+    """Return the command of an export: vLLM's, or that of llama-server for a GGUF file.
+
+    vLLM answers at `/classify` for a stock class, and at `/pooling` for a reward model.
 
     For a reward model vLLM returns a value per token, and the last one is the score; the command switches off
     the sigmoid. With `--max-model-len` the server refuses a prompt over the tokenizer's limit, because the
     model was not trained on longer ones. A full model of this package is served by its plugin.
 
     Args:
-        folder: written by `export_stock`, `export_reward_model` or `save`.
+        folder: written by `export_stock`, `export_reward_model`, `export_gguf` or `save`.
         name: name of the model in the command, such as a repo id; the folder if None.
 
     Raises:
@@ -42,6 +47,8 @@ def serve_command(folder: str | Path, *, name: str | None = None) -> str:
         'VLLM_PLUGINS=qwen_task_heads vllm serve me/titles --runner pooling --dtype float32'
     """
     config, tokenizer = _read(Path(folder))
+    if Path(folder, GGUF_FILE).is_file():
+        return llama_command(Path(folder), config, tokenizer, name)
     words = ["vllm", "serve", name or str(folder), "--runner", "pooling", "--dtype", _dtype(config)]
     if _is_head(config):
         return f"VLLM_PLUGINS=qwen_task_heads {shlex.join(words)}"
@@ -54,7 +61,7 @@ def serve_command(folder: str | Path, *, name: str | None = None) -> str:
 
 
 def serve_example(folder: str | Path, *, name: str | None = None) -> str:
-    """Return the command of an export with one exact request, in the shell and in Python.
+    """Return the command of an export with one exact request, in Python and for vLLM also in the shell.
 
     Args:
         folder: see `serve_command`.
@@ -64,6 +71,8 @@ def serve_example(folder: str | Path, *, name: str | None = None) -> str:
         TaskHeadsError: see `serve_command`.
     """
     config, tokenizer = _read(Path(folder))
+    if Path(folder, GGUF_FILE).is_file():
+        return "\n".join([serve_command(folder, name=name), "", *llama_request(config, tokenizer)])
     path, body, value = _request(config, tokenizer, name or str(folder))
     return "\n".join(
         [
@@ -104,11 +113,11 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise error_at(
             str(folder),
             f"found {shorten(classes[0])}" if config else "config.json is missing",
-            "a folder of export_stock(), export_reward_model() or save()",
+            "a folder of export_stock(), export_reward_model(), export_gguf() or save()",
             "export the model first",
             code="model-type" if config else "model-not-found",
         )
-    if not any(folder.glob("*.safetensors")):
+    if not (folder / GGUF_FILE).is_file() and not any(folder.glob("*.safetensors")):
         raise error_at(
             str(folder),
             "found an adapter",

@@ -89,7 +89,7 @@ def export_stock(
     model, tokenizer = load_merged(model_or_folder, tokenizer=tokenizer, revision=revision, hub=hub)
     problems = [
         *_unsupported(model),
-        *_choose_pad(tokenizer, rows=embedding_rows(model)),
+        *choose_pad(tokenizer, rows=embedding_rows(model)),
         *folder_problems(folder),
     ]
     if problems:
@@ -132,7 +132,7 @@ def _unsupported(model: Any) -> list[Problem]:
     return problems
 
 
-def _choose_pad(tokenizer: Any, *, rows: int) -> list[Problem]:
+def choose_pad(tokenizer: Any, *, rows: int) -> list[Problem]:
     """Choose a pad token that ends no text, because the stock head skips pad tokens."""
     _, _, after = template_of(tokenizer)
     boundary = after[-1] if after else None

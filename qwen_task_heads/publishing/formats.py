@@ -1,4 +1,4 @@
-"""Export formats of a finished run: as saved, merged, or as a stock class of transformers.
+"""Export formats of a finished run: as saved, merged, as a stock class of transformers, or as GGUF.
 
 A run has trained a model with a head or a generative classifier. The two differ in their loaders, their
 export formats, and the reference that verification compares with.
@@ -15,6 +15,7 @@ from typing import Any
 from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.errors import error_at
 from qwen_task_heads.export.folders import ADAPTERS, save
+from qwen_task_heads.export.gguf import export_gguf
 from qwen_task_heads.export.stock import export_stock
 from qwen_task_heads.generators import load_generator
 from qwen_task_heads.hubs import HUGGINGFACE
@@ -31,7 +32,7 @@ from qwen_task_heads.verification.reference import (
     take_reference,
 )
 
-SAVED, MERGED, STOCK = EXPORT_FORMATS
+SAVED, MERGED, STOCK, GGUF = EXPORT_FORMATS
 
 
 class FinishedRun(ABC):
@@ -102,7 +103,7 @@ class HeadRun(FinishedRun):
         return self.config.get("backbone_name_or_path")
 
     def kinds(self, form: str) -> list[str]:
-        """Return the kind of the adapter or full model, of the merged model, or of the stock class."""
+        """Return the kind of the adapter or full model, of the model in another format."""
         return [form] if form != SAVED else ["adapter" if self.is_adapter else "full"]
 
     def full(self, *, dtype: str) -> Any:
@@ -111,10 +112,11 @@ class HeadRun(FinishedRun):
         return load_full(str(self.folder), hub=self.hub, dtype=dtype)
 
     def make(self, form: str, made: Path) -> None:
-        """Write the merged model, or the model as a class of transformers."""
+        """Write the merged model, or the model as a class of transformers or a GGUF file."""
         trained = self.config["dtype"] or "float32"  # else a model in half precision would double in size
-        if form == STOCK:
-            export_stock(str(self.folder), folder=made, hub=self.hub, dtype=trained)
+        exports = {STOCK: export_stock, GGUF: export_gguf}
+        if form in exports:
+            exports[form](str(self.folder), folder=made, hub=self.hub, dtype=trained)
         else:
             tokenizer = load_tokenizer(str(self.folder))
             save(self.full(dtype=trained), tokenizer=tokenizer, folder=made)
@@ -142,7 +144,7 @@ class GenerativeRun(FinishedRun):
 
     def make(self, form: str, made: Path) -> None:
         """Write the model with its adapter merged."""
-        if form == STOCK:
+        if form in (STOCK, GGUF):
             problem = f"found {form!r} for a generative classifier, which is a class of transformers already"
             fix = "choose one of them"
             raise error_at("--form", problem, "saved or merged", fix, code="option-unsupported")

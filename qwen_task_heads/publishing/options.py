@@ -27,7 +27,10 @@ class PublishOptions(CommandLineOptions, CardArguments):
     hub: str = field(default=HUGGINGFACE, metadata={"help": "Hub to publish to.", "choices": list(HUBS)})
     form: str = field(
         default="saved",
-        metadata={"help": "As trained, merged, or a class of transformers.", "choices": EXPORT_FORMATS},
+        metadata={
+            "help": "As trained, merged, a class of transformers, or a GGUF file for llama.cpp.",
+            "choices": EXPORT_FORMATS,
+        },
     )
     public: bool = field(default=False, metadata={"help": "Make a new repo public."})
     revision: str | None = field(

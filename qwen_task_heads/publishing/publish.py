@@ -63,7 +63,7 @@ def publish(
         repo_id: `owner/name`; created if absent.
         hub: a name in `hubs.HUBS`, such as `huggingface` or `modelscope`.
         form: export format: `saved` (as trained, adapter or full), `merged` (the adapter merged into its
-            base) or `stock` (a class of transformers, which servers open).
+            base), `stock` (a class of transformers, which servers open) or `gguf` (a file for llama.cpp).
         private: visibility of a new repo; None for the hub's default. A public repo is refused if a private
             one was requested.
         revision: branch; None for the default branch of the hub.

@@ -22,6 +22,7 @@ from typing import Any
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.files import MANIFEST
+from qwen_task_heads.gguf_weights import GGUF_FILE
 from qwen_task_heads.hubcode import CODE as OWN_CODE
 from qwen_task_heads.hubcode.folder_task_heads import REFERENCE, ROWS, TERMS
 from qwen_task_heads.hubcode.hashes_task_heads import CARD, DRAFT, matches_any, read_manifest, sha256
@@ -38,6 +39,7 @@ WEIGHTS = (
     "adapter_model.safetensors",
     "model.safetensors",
     "model-*-of-*.safetensors",
+    GGUF_FILE,
     "onnx/*.onnx",
 )
 MODEL = (
@@ -236,7 +238,7 @@ def stage(
     ]
     # An adapter of a generative classifier has no config.json.
     described = {"config.json", "label_prompt.json"} & set(chosen)
-    if not described or not any(name.endswith(".safetensors") for name in chosen):
+    if not described or not any(name.endswith((".safetensors", GGUF_FILE)) for name in chosen):
         problems.append(
             Problem(
                 str(folder),

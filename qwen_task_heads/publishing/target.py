@@ -27,7 +27,7 @@ class PublishTarget:
     Args:
         repo_id: `owner/name`.
         hub: a name in `hubs.HUBS`.
-        form: export format: `saved`, `merged` or `stock`.
+        form: export format: `saved`, `merged`, `stock` or `gguf`.
         private: whether a new repo is private.
         revision: branch; None for the default branch of the hub.
         tag: tag of the commit, or None.
@@ -41,6 +41,23 @@ class PublishTarget:
     revision: str | None = None
     tag: str | None = None
     rows: bool = False
+
+    def check_model(self, model: Any) -> None:
+        """Raise before training for a model that the export format does not support.
+
+        Args:
+            model: as built for training, without an adapter.
+
+        Raises:
+            TaskHeadsError: a GGUF file cannot have this model, or the package `gguf` is not installed.
+        """
+        from qwen_task_heads.export.gguf import gguf_problems
+        from qwen_task_heads.gguf_weights import require_gguf
+
+        if self.form == "gguf":
+            require_gguf("--publish_form gguf")
+            if problems := gguf_problems(model, fix="give --publish_form saved"):
+                raise TaskHeadsError(problems)
 
     def push(self, folder: str | Path) -> None:
         """Verify and publish the finished model in `folder`, and print its URL.
@@ -74,8 +91,8 @@ class PublishTarget:
         return shlex.join(words + ["--rows"] * self.rows)
 
 
-# Values that a stock class supports, by option. A sweep may choose any of its values, so all are checked.
-# `stock.export_stock` checks the trained model itself.
+# Values that a stock class and llama.cpp support, by option. A sweep may choose any of its values, so all are
+# checked. The export checks the trained model itself.
 _STOCK_VALUES = {
     "pooling": ("last",),
     "poolings": ("last",),
@@ -87,29 +104,28 @@ _STOCK_VALUES = {
 }
 
 
-def _stock_problems(task: Any) -> list[Problem]:
-    """Return the options that a stock class does not support; options that are not given are not checked.
+def _stock_problems(task: Any, *, form: str) -> list[Problem]:
+    """Return the options that a stock class or a GGUF file does not support, among those that are given.
 
-    A saved model that is trained further may still have such a head: `export_stock` checks that.
+    A saved model that is trained further may still have such a head: the export checks that.
     """
     code = "option-unsupported"
     if not isinstance(task, HeadArguments):
-        problem = "found 'stock' for a generative classifier, which is a class of transformers already"
+        problem = f"found {form!r} for a generative classifier, which is a class of transformers already"
         return [Problem("--publish_form", problem, "saved, merged", "drop it", code=code)]
     options = vars(task)  # a recipe has a subset of these options
+    place = "a GGUF file" if form == "gguf" else "a stock class"
     problems = []
     for name, supported in _STOCK_VALUES.items():
         given = options.get(name)
         for value in given if isinstance(given, list) else [given]:
             if value is not None and value not in supported:
-                expected = f"{', '.join(str(one).lower() for one in supported)} in a stock class"
+                expected = f"{', '.join(str(one).lower() for one in supported)} in {place}"
                 fix = "give --publish_form saved, or choose one of them"
                 problems.append(Problem(f"--{name}", f"found {value!r}", expected, fix, code=code))
     if len(layers := options.get("head_layers") or []) > 1:
         fix = "give --publish_form saved, or drop it"
-        problems.append(
-            Problem("--head_layers", f"found {layers}", "one layer in a stock class", fix, code=code)
-        )
+        problems.append(Problem("--head_layers", f"found {layers}", f"one layer in {place}", fix, code=code))
     return problems
 
 
@@ -127,7 +143,7 @@ def publish_target_of(task: Any, training: Any, model: Any) -> PublishTarget | N
         TaskHeadsError: a repo without write permission or of another visibility, an adapter on a local base,
             or a model that the export format does not support.
     """
-    from qwen_task_heads.publishing.formats import STOCK, refuse_local_base
+    from qwen_task_heads.publishing.formats import GGUF, STOCK, refuse_local_base
     from qwen_task_heads.publishing.upload import check_repo
 
     if not training.push_to_hub:
@@ -143,7 +159,7 @@ def publish_target_of(task: Any, training: Any, model: Any) -> PublishTarget | N
         rows=task.publish_rows,
     )
     if training.process_index == 0:
-        if target.form == STOCK and (problems := _stock_problems(task)):
+        if target.form in (STOCK, GGUF) and (problems := _stock_problems(task, form=target.form)):
             raise TaskHeadsError(problems)
         options = vars(task)  # a recipe has a subset of these options
         is_adapter = model.use_peft or options.get("freeze_backbone") or options.get("save_as") == "adapter"

@@ -177,7 +177,7 @@ def load_fields(
     has_pairs: bool,
 ) -> dict[str, Any]:
     """Return the fields of `load.md` and `onnx.md` on the repo and the inputs of the model."""
-    stock = form == "stock"
+    stock = form in ("stock", "gguf")  # both are classes of transformers, which take a plain text
     pinned = f", revision={json.dumps(revision)}" if revision else ""
     texts = ["The text", "A plain title"] if ranking else ["One text", "another"]
     pair = f'{{"text": "{texts[0]}", "text_pair": "{texts[1]}"}}'
@@ -192,6 +192,7 @@ def load_fields(
         "hub_notes": hub_named(hub).card_notes(repo_id, pinned).strip() if repo_id else "",
         "library": hub_named(hub if repo_id else HUGGINGFACE).library,
         "stock": stock,
+        "gguf": form == "gguf",
         "adapter": is_adapter,
         "answers": is_generative,
         "ranking": ranking,
@@ -202,9 +203,9 @@ def load_fields(
 
 
 def onnx_fields(tags: Sequence[str], *, onnx: bool, int8: bool) -> dict[str, Any]:
-    """Return the further fields of `onnx.md`; the tags of the card name the problem type."""
+    """Return further fields of `onnx.md` and `load.md`; the tags of the card name the problem type."""
     meaning = next((LOGITS[tag] for tag in tags if tag in LOGITS), SOFTMAX)
-    return {"onnx": onnx, "int8": int8, "meaning": meaning}
+    return {"onnx": onnx, "int8": int8, "meaning": meaning, "softmax": meaning is SOFTMAX}
 
 
 def parity_fields(rows: Sequence[Mapping[str, Any]], *, against: str) -> dict[str, Any]:
@@ -275,6 +276,8 @@ def _metadata(record: RunRecord, of_task: dict[str, Any], *, name: str, tags: Se
 def _kind(record: RunRecord) -> str:
     if record.form == "stock":
         return "A full model in a stock class of transformers,"
+    if record.form == "gguf":
+        return "A full model in a GGUF file for llama.cpp,"
     if not record.is_adapter:
         return "A full model"
     if record.form == "merged":

@@ -39,7 +39,7 @@ class RunRecord:
         is_embedded: the base is the small backbone embedded in the package.
         is_adapter: the weights are an adapter.
         is_generative: the model is a generative classifier, without a head of this package.
-        form: export format of the folder: `saved`, `merged` or `stock`.
+        form: export format of the folder: `saved`, `merged`, `stock` or `gguf`.
         picked: the checkpoint was selected by its metric on dev; else it is the last one.
         selected: `{"step": …}` or `{"penalty": …}` of the selection on dev; {} if it is unknown.
         lines: messages of the data loader, without those that quote rows.

@@ -141,6 +141,8 @@ class Run:
     def _load_head_model(self, template: Any) -> tuple[Any, Any]:
         """Return a model with its head, and the tokenizer, without a template yet if one is given."""
         model, hub = self._build(), self.task.hub
+        if self.target:
+            self.target.check_model(model)
         name, revision = self.model_args.model_name_or_path, model.config.backbone_revision
         tokenizer = load_tokenizer(name, revision=revision, hub=hub)
         take_template(tokenizer, None if template else self.task.init_head, hub=hub)

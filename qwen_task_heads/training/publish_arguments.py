@@ -19,7 +19,7 @@ from transformers.trainer_utils import HubStrategy
 from qwen_task_heads.errors import Problem, shorten
 from qwen_task_heads.hubs import HUBS
 
-EXPORT_FORMATS = ("saved", "merged", "stock")
+EXPORT_FORMATS = ("saved", "merged", "stock", "gguf")
 # Strategies of transformers that publish weights before they are evaluated.
 DURING_TRAINING = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
 
@@ -91,7 +91,10 @@ class PublishArguments(CardArguments):
 
     publish_form: str = field(
         default="saved",
-        metadata={"help": "saved: as trained; merged: without adapter; stock: a class of transformers."},
+        metadata={
+            "help": "saved: as trained; merged: without adapter; stock: a class of transformers; gguf: a "
+            "file for llama.cpp (Qwen3)."
+        },
     )
     publish_rows: bool = field(
         default=False,

@@ -1,7 +1,8 @@
 """Load an artifact in a process that cannot import the package, and write its fingerprint.
 
 `artifacts.in_subprocess` runs this file by its path. It imports only the standard library, torch,
-transformers, peft for an adapter, and onnxruntime for a graph. `fingerprint.py` is next to it.
+transformers, peft for an adapter, onnxruntime for a graph, and gguf for a GGUF file. `fingerprint.py` is next
+to it.
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ def _load(job: dict[str, Any], report: dict[str, Any]) -> None:
     with stage("model"):
         if job["base_dtype"]:
             model = _stock_adapter(name, dtype=job["base_dtype"])
+        elif job.get("gguf"):
+            model = _gguf_classifier(name, Path(job["gguf"]))
         else:
             model = auto_class.from_pretrained(name, **trust)
     if model is None and job["trust"]:  # the stored probe failed: load without it to find the cause
@@ -115,6 +118,24 @@ def _stock_adapter(name: str, *, dtype: str) -> Any:
         named.base_model_name_or_path, revision=named.revision or "main", dtype=dtype
     )
     return PeftModel.from_pretrained(base, name)
+
+
+def _gguf_classifier(name: str, path: Path) -> Any:
+    """Load a GGUF file in the dtype of its config: the backbone with transformers, and the head."""
+    import torch
+    from gguf import GGUFReader
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.from_pretrained(name)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        name, gguf_file=path.name, config=config, dtype=torch.float32
+    )
+    [head] = [tensor.data for tensor in GGUFReader(path).tensors if tensor.name == "cls.output.weight"]
+    with torch.no_grad():
+        model.score.weight.copy_(torch.from_numpy(head[: config.num_labels].copy()))
+    for parameter in model.model.parameters():  # exact, because the file has the values of this dtype
+        parameter.data = parameter.data.to(config.dtype)
+    return model.eval()
 
 
 def _graph_forward(path: str) -> Any:

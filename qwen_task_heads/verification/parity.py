@@ -9,7 +9,7 @@ Weights are compared by their hash. Logits are compared within a bound, because 
 depend on the address of a weight in memory. Bounds are relative to the largest logit, if that is above 1:
 
 - 1e-6 for the same arithmetic (an adapter, a full model);
-- 1e-5 for another order of the same sums (merged models, stock classes);
+- 1e-5 for another order of the same sums (merged models, stock classes, GGUF files);
 - 1e-4 for an ONNX graph, and for another kind of device;
 - none for int8, for which only the agreement is reported;
 - `QUANTIZED` for a base that was quantized in training: the effect on the logits cannot be predicted, and the
@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at
+from qwen_task_heads.gguf_weights import GGUF_FILE
 from qwen_task_heads.hubcode import CODE
 from qwen_task_heads.hubcode.folder_task_heads import ADAPTER
 from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -61,6 +62,7 @@ BOUNDS = {
     "full": 1e-6,
     "merged": 1e-5,
     "stock": 1e-5,
+    "gguf": 1e-5,
     "onnx": 1e-4,
     "onnx_int8": None,
     "generator": 1e-6,
@@ -70,7 +72,7 @@ BOUNDS = {
 OTHER_DEVICE, HALF, QUANTIZED = 1e-4, 8e-2, 0.5
 GRAPHS = {"onnx": "onnx/model.onnx", "onnx_int8": "onnx/model_int8.onnx"}
 GENERATORS = ("generator", "generator_adapter", "generator_merged")
-WITHOUT_ADAPTER = ("merged", "stock", "generator_merged")
+WITHOUT_ADAPTER = ("merged", "stock", "gguf", "generator_merged")
 MORE_MEMORY = "publish with more free memory; the artifact itself may be correct"
 WITH_CODE = ("adapter", "full", "merged")
 
@@ -138,8 +140,8 @@ def verify_artifact(
     Args:
         folder: the files that will be published.
         reference: reference of the trained model.
-        kind: `adapter`, `full`, `merged`, `stock`, `onnx`, `onnx_int8`, `generator`, `generator_adapter` or
-            `generator_merged`.
+        kind: `adapter`, `full`, `merged`, `stock`, `gguf`, `onnx`, `onnx_int8`, `generator`,
+            `generator_adapter` or `generator_merged`.
         repo_id: the id to load by; None loads the folder by its path.
         run: runs `clean_process.py` on a job file; None for a subprocess.
         named: the folder named in messages, if `folder` is a temporary copy.
@@ -174,7 +176,8 @@ def verify_artifact(
             "rows": reference.report["rows"],
             # A PEFT adapter does not store the dtype of its base in training.
             "base_dtype": reference.report["dtype"] if kind == "generator_adapter" else None,
-            "paddings": ["right"] if kind == "stock" else ["left", "right"],
+            "gguf": str(folder / GGUF_FILE) if kind == "gguf" else None,
+            "paddings": ["right"] if kind in ("stock", "gguf") else ["left", "right"],
         }
         report = _report(job, reference, path=Path(root, "job.json"), run=run or in_subprocess, named=named)
     problems = _causes(reference, report, kind, folder) + compare_stored(reference.report, folder)
@@ -241,6 +244,8 @@ def _missing(folder: Path, kind: str, *, named: str | Path) -> list[Problem]:
         wanted += [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
     elif kind in GRAPHS:
         wanted.append(GRAPHS[kind])
+    elif kind == "gguf":
+        wanted.append(GGUF_FILE)
     elif not (folder / "model.safetensors.index.json").is_file():
         wanted.append("model.safetensors")
     ours = CODE if kind in WITH_CODE or _has_code(folder) else []

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,26 @@ def test_options_that_a_stock_class_does_not_support(
         publish_target_of(*parse(argv))
     for changed in changes(found[0], argv):
         assert publish_target_of(*parse(changed))
+
+
+def test_options_that_llama_cpp_does_not_support(hub: Any, tmp_path: Path) -> None:
+    argv = ["--output_dir", str(tmp_path), *CPU, *PUSH, "--publish_form", "gguf", "--pooling", "mean"]
+    with refused(f"{STOCK}f'--{{name}}'") as found:
+        publish_target_of(*parse_classifier_arguments(argv))
+    for changed in changes(found[0], argv):
+        assert publish_target_of(*parse_classifier_arguments(changed))
+
+
+def test_a_model_that_llama_cpp_does_not_compute(bases: dict[str, str]) -> None:
+    target = PublishTarget(repo_id="me/it", form="gguf")
+    model = build(bases["qwen2"], task="pooled_classifier", labels=["no", "yes"], pooling="last")
+    with refused("export/shared.py::unmet::field") as found:
+        target.check_model(model)
+    assert [(problem.where, problem.fix) for problem in found] == [
+        ("text_config", "give --publish_form saved")
+    ]
+    replace(target, form="saved").check_model(model)
+    target.check_model(build(bases["qwen3"], task="pooled_classifier", labels=["no", "yes"], pooling="last"))
 
 
 # --- the run's folder ---
@@ -479,7 +500,7 @@ def test_a_tokenizer_whose_pad_token_ends_every_text(bases: dict[str, str], tmp_
     words = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
     model, another = build(bases["llama"], **TASK), copy.deepcopy(words)
     bind_template(words, model.config)
-    with refused("export/stock.py::_choose_pad::tokenizer") as found:
+    with refused("export/stock.py::choose_pad::tokenizer") as found:
         export_stock(model, tokenizer=words, folder=tmp_path / "out")
     assert "train with another --boundary, or add a pad token" in found[0].fix
     padded = copy.deepcopy(another)

@@ -115,6 +115,7 @@ def opened(
     """Export all models, and load them in one process without the package."""
     root = tmp_path_factory.mktemp("stock")
     expected = {}
+    torch.manual_seed(0)  # of the new heads
     for name, (family, task, options, lora) in EXPORTS.items():
         model, tokenizer = prepared(bases[family], shake, task=task, lora=lora, **options)
         expected[name] = logits_of(model, tokenizer, side=options.get("truncation", "head"))
@@ -229,7 +230,7 @@ def test_verification_detects_a_wrong_pad_token(
     """If the pad token is wrong, the export fails and leaves no files."""
     model, tokenizer = prepared(bases["qwen2"], shake)
     bind_template(tokenizer, model.config, template=Template(after="<|endoftext|>"))
-    monkeypatch.setattr(stock, "_choose_pad", lambda tokenizer, *, rows: [])
+    monkeypatch.setattr(stock, "choose_pad", lambda tokenizer, *, rows: [])
     with pytest.raises(TaskHeadsError, match="Qwen2ForSequenceClassification") as caught:
         export_stock(model, tokenizer=tokenizer, folder=tmp_path / "out")
     assert caught.value.problems[0].code == "verification-failed"

@@ -243,7 +243,7 @@ def test_merged_and_stock_formats_have_the_record_of_the_run(folder: Path, tmp_p
 
 
 def test_invalid_options_and_folders_are_refused(folder: Path, tmp_path: Path) -> None:
-    for where, value, options in (("--hub", "gitee", {"hub": "gitee"}), ("--form", "gguf", {"form": "gguf"})):
+    for where, value, options in (("--hub", "gitee", {"hub": "gitee"}), ("--form", "exl2", {"form": "exl2"})):
         with pytest.raises(TaskHeadsError, match=value) as caught:
             publish(folder, repo_id="me/t", **options)
         assert [(one.code, one.where) for one in caught.value.problems] == [("option-value", where)]

@@ -218,6 +218,13 @@ def test_the_card_of_a_merged_or_stock_model_names_its_format(models):
     assert "\nA full model in a stock class of transformers, on `calm`" in stock
     assert 'classify = pipeline("text-classification", model=".")\nclassify(["A text"], top_k=None)' in stock
     assert "trust_remote_code" not in stock
+    gguf = model_card(replace(record, form="gguf"), repo_id="me/it")
+    assert "\nA full model in a GGUF file for llama.cpp, on `calm`" in gguf
+    assert 'AutoTokenizer.from_pretrained("me/it")' in gguf
+    assert "trust_remote_code" not in gguf
+    assert "\nvalues = answer" in gguf
+    titles = model_card(replace(title_record(models[0], "calm"), form="gguf"))
+    assert "\n*values, reference = answer" in titles
     for prompt, asked in (
         ("", '["A plain title", "Another title"]'),
         ("An article", '{"text": "The text", "text_pair": "A plain title"}'),

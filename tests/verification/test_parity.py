@@ -385,8 +385,8 @@ def test_missing_files_references_and_failed_processes_are_reported(
     prepared: Any, open_in: Any, tmp_path: Path
 ) -> None:
     folder, reference = prepared["full"]
-    with pytest.raises(TaskHeadsError, match="gguf") as caught:
-        verify_artifact(folder, reference=reference, kind="gguf", repo_id="me/it")
+    with pytest.raises(TaskHeadsError, match="exl2") as caught:
+        verify_artifact(folder, reference=reference, kind="exl2", repo_id="me/it")
     assert codes(caught) == {("option-value", "kind")}
     with pytest.raises(TaskHeadsError) as caught:
         read_reference(tmp_path)
