@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: words after the name of the script; None for those of this process.
 
     Returns:
-        The exit code: 0, 2 for bad input, that of the recipe, or 1 for defective rows (`data`).
+        The exit code: 0, 2 for bad input, or that of the recipe; `data`: 1 for errors, 3 for warnings.
 
     Example:
         >>> from qwen_task_heads.cli import main
@@ -234,10 +234,11 @@ def environment() -> str:
 
 
 def _check_data(words: list[str]) -> int:
-    """Print what training reads of a source, and every defect; return 1 if it would be refused."""
+    """Print what training reads of a source and what the checks found; return `DataInspection.exit_code`."""
     from transformers import HfArgumentParser
 
-    from qwen_task_heads.data.inspection import DataCheckArguments, inspect_data
+    from qwen_task_heads.data_checks.arguments import DataCheckArguments
+    from qwen_task_heads.data_checks.inspection import inspect_data
 
     parser = HfArgumentParser(DataCheckArguments, prog="qth data")
     parser.add_argument("source", metavar="FILE_OR_FOLDER")
@@ -245,7 +246,9 @@ def _check_data(words: list[str]) -> int:
     source, options = parsed.pop("source"), DataCheckArguments(**parsed)
     report = inspect_data(source, options)
     print(json.dumps(report.as_dict(), ensure_ascii=False, indent=2) if options.json else report)
-    return int(bool(report.problems))
+    if options.output_dir and not report.problems and not options.json:
+        print(f"Report: {Path(options.output_dir) / 'report.html'}")
+    return report.exit_code
 
 
 def _resolve(words: list[str]) -> tuple[list[str], str | None, Path | None]:

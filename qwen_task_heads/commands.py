@@ -20,7 +20,7 @@ class Command:
 DATA_USAGE = "FILE_OR_FOLDER [options]"
 PREDICT_USAGE = "--model MODEL (TEXT ... | --input FILE --output FILE) [options]"
 COMMANDS = {
-    "data": Command("", "Check a file as training reads it; exit code 1 if rows are defective.", DATA_USAGE),
+    "data": Command("", "Check data before training; exit code 1 for errors, 3 for warnings.", DATA_USAGE),
     "titles": Command("reward_titles", "Train a title scorer on pairs, votes or clicks."),
     "classify": Command("classify", "Train a text classifier, regressor or ordinal model."),
     "label": Command("sft_classify", "Train a chat model that writes the label."),

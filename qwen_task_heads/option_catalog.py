@@ -106,7 +106,7 @@ def read() -> dict[str, list[dict[str, Any]]]:
 
 def build() -> dict[str, list[dict[str, Any]]]:
     """Return the same from the dataclasses; this imports transformers and trl."""
-    from qwen_task_heads.data.inspection import DataCheckArguments
+    from qwen_task_heads.data_checks.arguments import DataCheckArguments
     from qwen_task_heads.inference.arguments import (
         ComparisonArguments,
         PredictArguments,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -41,6 +41,7 @@ class SplitSets(ABC, Generic[Example]):
         dev_was_cut: whether the dev split was cut from the training source.
         test_was_cut: whether the test split was cut from the training source.
         test_seen: number of rows of test that are also in train.
+        unread: split -> columns that are ignored.
     """
 
     train: Sequence[Example]
@@ -50,6 +51,7 @@ class SplitSets(ABC, Generic[Example]):
     dev_was_cut: bool
     test_was_cut: bool = False
     test_seen: int = 0
+    unread: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def were_cut(self) -> tuple[str, ...]:

@@ -87,24 +87,27 @@ class LookupReport:
             >>> LookupReport(split="test", noun="pairs", **values).line()[:75]
             'LEAK: 90 of 100 pairs of test (90%) are known from train, and a lookup of t'
         """
-        if not self.leaks:
-            return ""
-        titles = self.noun == "pairs"
+        return f"LEAK: {self.message()}. Fix: {self.fix(was_cut=was_cut)}" if self.leaks else ""
+
+    def message(self) -> str:
+        """Return what the lookup found, as one sentence without a full stop."""
         share = "<1" if self.coverage < 0.005 else f"{100 * self.coverage:.0f}"
-        if was_cut:
-            fix = f"give a data set of other {'titles' if titles else 'texts'} by --{self.split}_dataset"
-        else:
-            keys = " (with test_id or group_id, if there is one)" if titles else ""
-            kept = "pairs that share an experiment or a title" if titles else "equal texts"
-            fix = (
-                f"write all rows{keys} to one file and split it: --dataset_name all.jsonl "
-                f"--test_fraction 0.1, without --dev_dataset and --test_dataset; {kept} are then in one split"
-            )
         return (
-            f"LEAK: {self.known:,} of {self.rows:,} {self.noun} of {self.split} ({share}%) are known from "
+            f"{self.known:,} of {self.rows:,} {self.noun} of {self.split} ({share}%) are known from "
             f"train, and a lookup of train that reads no words gets {100 * (self.accuracy or 0):.0f}% of "
-            f"them right (chance: {100 * (self.chance or 0):.0f}%), so metrics on {self.split} are too "
-            f"high. Fix: {fix}"
+            f"them right (chance: {100 * (self.chance or 0):.0f}%), so metrics on {self.split} are too high"
+        )
+
+    def fix(self, *, was_cut: bool = False) -> str:
+        """Return what to do about a leak; `was_cut` as in `line`."""
+        titles = self.noun == "pairs"
+        if was_cut:
+            return f"give a data set of other {'titles' if titles else 'texts'} by --{self.split}_dataset"
+        keys = " (with test_id or group_id, if there is one)" if titles else ""
+        kept = "pairs that share an experiment or a title" if titles else "equal texts"
+        return (
+            f"write all rows{keys} to one file and split it: --dataset_name all.jsonl --test_fraction 0.1, "
+            f"without --dev_dataset and --test_dataset; {kept} are then in one split"
         )
 
 

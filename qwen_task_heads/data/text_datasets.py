@@ -215,7 +215,8 @@ def read_text_sets(
         raise TaskHeadsError(problems)
     lines = _read_lines(raws, reports)
     lines += ["test: all labels are -1 (unpublished), so the split is left out"] * is_unlabeled
-    lines += unread_lines({split: raw.unread for split, raw in raws.items()})
+    unread = {split: tuple(raw.unread) for split, raw in raws.items()}
+    lines += unread_lines(unread)
     lines += label_lines(splits["train"], scheme)
     to_cut, more_lines = splits_to_cut(splits, dev_fraction=dev_fraction, test_fraction=test_fraction)
     lines += more_lines
@@ -245,6 +246,7 @@ def read_text_sets(
         test_was_cut="test" in to_cut,
         test_seen=test_seen,
         mixed=len(splits["train"]) - own,
+        unread=unread,
     )
     lines[:0] = sets.leak_lines()  # first, because a leak invalidates the metrics
     return sets

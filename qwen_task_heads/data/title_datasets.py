@@ -150,7 +150,8 @@ def read_title_sets(
     for split, data in data_of.items():
         report = replace(data.report, source=name_of(places[split]))
         lines += [f"{split}: {line}" for line in report.lines()]
-    lines += unread_lines({split: data.unread for split, data in data_of.items()}) + pair_lines
+    unread = {split: data.unread for split, data in data_of.items()}
+    lines += unread_lines(unread) + pair_lines
     groups, more_lines = _groups_with_pairs(data_of["train"], pairs["train"], min_impressions)
     lines += more_lines
     to_cut, more_lines = splits_to_cut(pairs, dev_fraction=dev_fraction, test_fraction=test_fraction)
@@ -181,6 +182,7 @@ def read_title_sets(
         dev_was_cut="dev" in to_cut,
         test_was_cut="test" in to_cut,
         test_seen=test_seen,
+        unread=unread,
     )
     lines[:0] = sets.leak_lines()  # first, because a leak invalidates the metrics
     return sets

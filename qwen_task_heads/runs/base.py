@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from transformers import TrainerCallback, set_seed
 
+from qwen_task_heads.data_checks.inspection import check_sets, worst_line
 from qwen_task_heads.models import adapter_config, load_tokenizer
 from qwen_task_heads.publishing.target import PublishTarget, publish_target_of
 from qwen_task_heads.reports.finishing import FinishedTraining
@@ -77,6 +78,8 @@ class Run:
         """Print what was read, and notes on it."""
         if self.is_main:
             notes = [f"note: {message}" for message in messages if message]
+            worst = worst_line(check_sets(self.datasets), self.task.dataset_name)
+            notes += [f"note: {worst}"] if worst else []
             print("\n".join([*self.datasets.lines, *notes]), flush=True)
 
     def callbacks(self, *more: TrainerCallback) -> list[TrainerCallback]:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from qwen_task_heads import cli
-from qwen_task_heads.data.inspection import DataCheckArguments, inspect_data
+from qwen_task_heads.data_checks.arguments import DataCheckArguments
+from qwen_task_heads.data_checks.inspection import inspect_data
 
 PAIRS = [{"chosen": f"Title {n}", "rejected": f"Other {n}"} for n in range(20)]
 TEXTS = [{"text": f"text {n}", "label": ["good", "bad"][n % 2]} for n in range(20)]

@@ -1,0 +1,1 @@
+"""Checks of data before training: `qth data FILE_OR_FOLDER`."""

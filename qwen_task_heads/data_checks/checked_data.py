@@ -1,0 +1,144 @@
+"""The splits of a source, and the columns of its training rows that training does not read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from qwen_task_heads.data.examples import PairExample, TextExample
+from qwen_task_heads.data.text_datasets import TextSets
+from qwen_task_heads.data.title_datasets import TitleSets
+from qwen_task_heads.metrics.ranking import bootstrap_interval
+from qwen_task_heads.sources.batches import ABSENT, Batch
+from qwen_task_heads.sources.file_options import FileOptions
+from qwen_task_heads.sources.formats import open_source
+from qwen_task_heads.sources.hub_datasets import NoSuchSplit
+
+ROWS = 50_000  # rows of a split that slow checks read; they take a random sample of larger splits
+MAX_COLUMNS = 50  # unread columns that are compared with the answers
+MAX_CELLS = 200_000  # cells that are kept of such a column
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedData:
+    """What the checks read.
+
+    Args:
+        sets: the splits as training reads them.
+        columns: column that training does not read -> place of a training row -> its cell.
+        names: all columns of the training source.
+    """
+
+    sets: TextSets | TitleSets
+    columns: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    names: frozenset[str] = frozenset()
+
+    @property
+    def noun(self) -> str:
+        """Name of the rows: `texts` or `pairs`."""
+        return "texts" if isinstance(self.sets, TextSets) else "pairs"
+
+    @property
+    def splits(self) -> dict[str, Sequence[Any]]:
+        """The splits that have rows."""
+        every = {"train": self.sets.train, "dev": self.sets.dev, "test": self.sets.test}
+        return {split: rows for split, rows in every.items() if len(rows)}
+
+    @cached_property
+    def sample(self) -> list[Any]:
+        """At most `ROWS` rows of train, in reading order, drawn with a fixed seed."""
+        return sampled(self.sets.train)
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """Names of the labels, () for pairs and scores."""
+        return self.sets.labels.names if isinstance(self.sets, TextSets) else ()
+
+    @property
+    def problem_type(self) -> str:
+        """The problem type of texts, "" for pairs."""
+        return self.sets.problem_type if isinstance(self.sets, TextSets) else ""
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether each row has one label."""
+        return self.problem_type in ("single_label_classification", "ordinal")
+
+
+def sampled(rows: Sequence[Any], limit: int = ROWS) -> list[Any]:
+    """Return all rows, or a random sample of `limit` in reading order."""
+    if len(rows) <= limit:
+        return list(rows)
+    chosen = np.sort(np.random.default_rng(0).choice(len(rows), limit, replace=False))
+    return [rows[int(index)] for index in chosen]
+
+
+class Share(NamedTuple):
+    """A mean over rows with its 95% interval over groups; the ends are infinite for fewer than 2 groups."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.0f}% ({100 * self.low:.0f} to {100 * self.high:.0f})"
+
+
+def share_of_rows(values: ArrayLike, rows: Sequence[PairExample | TextExample]) -> Share:
+    """Return the mean of a value per row (N,); a row without a group is its own group."""
+    return share_of_groups(values, [row.group or str(place) for place, row in enumerate(rows)])
+
+
+def share_of_groups(values: ArrayLike, groups: Sequence[str]) -> Share:
+    """Return the mean of values (N,) of rows with the given groups."""
+    low, high = bootstrap_interval(values, groups)
+    return Share(
+        float(np.mean(np.asarray(values, np.float64))),
+        -math.inf if low is None else low,
+        math.inf if high is None else high,
+    )
+
+
+def full_text(row: TextExample) -> str:
+    """Return the texts of a row, one below the other."""
+    return f"{row.text}\n{row.text_b}" if row.text_b else row.text
+
+
+def read_columns(
+    source: str, unread: Collection[str], *, hub: str, options: FileOptions
+) -> tuple[dict[str, dict[str, Any]], frozenset[str]]:
+    """Read columns of the training source that training ignores.
+
+    Args:
+        source: file, folder or dataset id.
+        unread: names of the columns; the first `MAX_COLUMNS` are read.
+        hub: of an id.
+        options: encoding, and columns of tables without a header.
+
+    Returns:
+        Column -> place of a row -> its cell, for at most `MAX_CELLS` rows; and the names of all columns.
+    """
+    cells: dict[str, dict[str, Any]] = {name: {} for name in [*unread][:MAX_COLUMNS]}
+    names: set[str] = set()
+    try:
+        files = open_source(
+            source, split=None if Path(source).is_file() else "train", hub=hub, options=options
+        )
+    except NoSuchSplit:
+        files = open_source(source, hub=hub, options=options)
+    for item in (item for rows in files for item in rows.items()):
+        if not isinstance(item, Batch):
+            continue
+        names.update(item.names)
+        for name, known in cells.items():
+            if name in item.names and len(known) < MAX_CELLS:
+                values = enumerate(item.column(name))
+                known.update({item.where(row): value for row, value in values if value is not ABSENT})
+    return cells, frozenset(names)
