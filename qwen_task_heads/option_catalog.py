@@ -37,6 +37,7 @@ GROUPS = {
     "CardArguments": "Model card",
     "RunDefaults": "Run",
     "DataCheckArguments": "Data",
+    "AuditArguments": "Audit",
     "PredictArguments": "File",
     "AnswerArguments": "Model and answers",
     "QueryArguments": "Texts on the command line",
@@ -107,6 +108,7 @@ def read() -> dict[str, list[dict[str, Any]]]:
 def build() -> dict[str, list[dict[str, Any]]]:
     """Return the same from the dataclasses; this imports transformers and trl."""
     from qwen_task_heads.data_checks.arguments import DataCheckArguments
+    from qwen_task_heads.data_checks.audits import AuditArguments
     from qwen_task_heads.inference.arguments import (
         ComparisonArguments,
         PredictArguments,
@@ -128,6 +130,7 @@ def build() -> dict[str, list[dict[str, Any]]]:
     texts, titles = (sweep_arguments.TASKS[task] for task in ("texts", "titles"))
     groups = {
         "data": (DataCheckArguments,),
+        "audit": (AuditArguments,),
         "titles": (title_arguments.TitleArguments, title_arguments.TitleConfig, model),
         "classify": (classifier_arguments.ClassifierArguments, classifier_arguments.ClassifierConfig, model),
         "label": (

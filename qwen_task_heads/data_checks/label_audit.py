@@ -25,8 +25,9 @@ from qwen_task_heads.metrics.weighted import log_softmax
 from qwen_task_heads.sources.keys import text_key
 
 Floats = NDArray[np.float64]
-# Fits on the rows of one list and returns logits (N, L) of another; margins (N,) for pairs.
-FitAndScore = Callable[[Sequence[Any], Sequence[Any]], Floats]
+Index = NDArray[np.int64]
+# Fits on some rows, given by their numbers, and returns logits (N, L) of others; margins (N,) for pairs.
+FitAndScore = Callable[[Index, Index], Floats]
 FOLDS = 5
 
 
@@ -40,7 +41,6 @@ class LabelAudit:
         confidence: (N,) out-of-fold probability of the given label; of several labels, the smallest.
         suggested: (N,) or (N, L) label that the model prefers, or truth value of each label.
         accuracy: out-of-fold accuracy against the given labels.
-        temperature: by which the logits were divided.
     """
 
     order: NDArray[np.int64]
@@ -48,7 +48,6 @@ class LabelAudit:
     confidence: Floats
     suggested: NDArray[np.int64]
     accuracy: float
-    temperature: float
 
 
 def audit_labels(
@@ -56,7 +55,7 @@ def audit_labels(
     *,
     num_labels: int,
     problem_type: str = SINGLE,
-    fit_and_score: FitAndScore | None = None,
+    engines: Sequence[FitAndScore] = (),
     seed: int = 0,
 ) -> LabelAudit:
     """Audit the labels of texts.
@@ -65,7 +64,8 @@ def audit_labels(
         rows: N texts with ids as targets.
         num_labels: L.
         problem_type: `single_label_classification`, `ordinal` or `multi_label_classification`.
-        fit_and_score: model of a fold; None for TF-IDF and linear support vector machines.
+        engines: models of a fold, whose probabilities are averaged; TF-IDF with linear support vector
+            machines if there are none.
         seed: of the folds.
 
     Example:
@@ -79,13 +79,12 @@ def audit_labels(
     from cleanlab.count import num_label_issues
     from cleanlab.rank import get_label_quality_scores
 
-    fit = fit_and_score or _tfidf(problem_type, num_labels)
-    logits = out_of_fold(rows, fit, width=num_labels, seed=seed)
+    engines = engines or [tfidf_texts(rows, problem_type, num_labels)]
+    logits = [out_of_fold(rows, engine, width=num_labels, seed=seed) for engine in engines]
     if problem_type == MULTI:
         return _audit_sets(rows, logits)
     targets = np.array([row.target for row in rows])
-    temperature = _temperature(logits, targets)
-    probabilities = _softmax(logits / temperature)
+    probabilities = np.mean([_softmax(one / _temperature(one, targets)) for one in logits], axis=0)
     confidence = get_label_quality_scores(targets, probabilities, method="self_confidence")
     return LabelAudit(
         order=np.argsort(confidence, kind="stable"),
@@ -93,44 +92,49 @@ def audit_labels(
         confidence=confidence,
         suggested=probabilities.argmax(1),
         accuracy=float((probabilities.argmax(1) == targets).mean()),
-        temperature=temperature,
     )
 
 
 def audit_pairs(
-    rows: Sequence[PairExample], *, fit_and_score: FitAndScore | None = None, seed: int = 0
+    rows: Sequence[PairExample], *, engines: Sequence[FitAndScore] = (), seed: int = 0
 ) -> LabelAudit:
     """Audit the preferences of pairs: which chosen titles are likely the worse ones.
 
-    The probability of a row is that of an out-of-fold Bradley-Terry model. If votes or clicks give a
-    probability of their own, the two are combined as independent evidence: their log-odds are added.
+    The probability of a row is that of out-of-fold Bradley-Terry models. If votes or clicks give a
+    probability of their own, the two are combined as independent evidence: their log-odds are added. The
+    number of wrong rows is cleanlab's for two classes, with each pair in both orders.
 
     Args:
         rows: N pairs; pairs of a group are in one fold.
-        fit_and_score: model of a fold, which returns margins (N,); None for TF-IDF.
+        engines: models of a fold, which return margins (N,); TF-IDF if there are none.
         seed: of the folds.
 
     Example:
         >>> rows = [PairExample(chosen=f"good {n}", rejected=f"bad {n}") for n in range(40)]
         >>> rows[3] = PairExample(chosen="bad 3", rejected="good 3")
-        >>> int(audit_pairs(rows).order[0])
-        3
+        >>> audit = audit_pairs(rows)
+        >>> int(audit.order[0]), audit.wrong
+        (3, 1)
     """
-    margins = out_of_fold(rows, fit_and_score or _tfidf_pairs, width=0, seed=seed)
-    temperature = _temperature(np.stack([-margins, margins], 1) / 2, np.ones(len(rows), np.int64))
-    odds = margins / temperature
+    from cleanlab.count import num_label_issues
+
+    margins = [out_of_fold(rows, engine, width=0, seed=seed) for engine in engines or [tfidf_pairs(rows)]]
+    ones = np.ones(len(rows), np.int64)
+    odds = np.mean([one / _temperature(np.stack([-one, one], 1) / 2, ones) for one in margins], axis=0)
+    accuracy = float((odds > 0).mean() + (odds == 0).mean() / 2)
     for row, pair in enumerate(rows):
         if pair.preference is not None:
             stated = min(max(pair.preference, 1e-6), 1 - 1e-6)
             odds[row] += np.log(stated / (1 - stated))
     confidence = 1 / (1 + np.exp(-odds))
+    sides = np.stack([1 - confidence, confidence], 1)
+    both = np.concatenate([sides, sides[:, ::-1]])
     return LabelAudit(
         order=np.argsort(confidence, kind="stable"),
-        wrong=round(float((1 - confidence)[confidence < 0.5].sum())),
+        wrong=round(num_label_issues(np.concatenate([ones, 0 * ones]), both) / 2),
         confidence=confidence,
         suggested=(confidence < 0.5).astype(np.int64),
-        accuracy=float((margins > 0).mean() + (margins == 0).mean() / 2),
-        temperature=temperature,
+        accuracy=accuracy,
     )
 
 
@@ -156,7 +160,7 @@ def out_of_fold(
         warnings.simplefilter("ignore", UserWarning)  # a label with fewer rows than folds
         parts = list(splitter.split(strata, strata, groups))
     for fitted, held_out in tqdm(parts, desc="Audit", unit="fold", leave=False):
-        scores[held_out] = fit_and_score([rows[row] for row in fitted], [rows[row] for row in held_out])
+        scores[held_out] = fit_and_score(fitted, held_out)
     return scores
 
 
@@ -166,26 +170,98 @@ def _key(row: Any, is_pairs: bool) -> str:
     return "text:" + text_key(full_text(row))
 
 
-def _tfidf(problem_type: str, num_labels: int) -> FitAndScore:
-    return lambda fitted, held_out: TfidfBaseline(problem_type, num_labels).fit(fitted).predict(held_out)
+def tfidf_texts(rows: Sequence[TextExample], problem_type: str, num_labels: int) -> FitAndScore:
+    """Return the engine of TF-IDF with linear support vector machines."""
+
+    def fit_and_score(fitted: Index, held_out: Index) -> Floats:
+        model = TfidfBaseline(problem_type, num_labels).fit([rows[row] for row in fitted])
+        return model.predict([rows[row] for row in held_out])
+
+    return fit_and_score
 
 
-def _tfidf_pairs(fitted: Sequence[PairExample], held_out: Sequence[PairExample]) -> Floats:
-    model = TfidfBradleyTerry().fit(fitted)
-    return model.score([row.chosen for row in held_out]) - model.score([row.rejected for row in held_out])
+def tfidf_pairs(rows: Sequence[PairExample]) -> FitAndScore:
+    """Return the engine of TF-IDF with a Bradley-Terry head."""
+
+    def fit_and_score(fitted: Index, held_out: Index) -> Floats:
+        model = TfidfBradleyTerry().fit([rows[row] for row in fitted])
+        chosen, rejected = ([vars(rows[row])[side] for row in held_out] for side in ("chosen", "rejected"))
+        return model.score(chosen) - model.score(rejected)
+
+    return fit_and_score
 
 
-def _audit_sets(rows: Sequence[TextExample], logits: Floats) -> LabelAudit:
+def features_texts(
+    features: Floats, targets: Sequence[Any], num_labels: int, *, C: float = 0.003
+) -> FitAndScore:
+    """Return the engine of logistic regression on standardised features (N, H) of a frozen backbone.
+
+    Args:
+        features: of all rows.
+        targets: N ids, or N tuples of ids for several labels.
+        num_labels: L.
+        C: inverse strength of the penalty.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    several = isinstance(targets[0], tuple)
+
+    def fit_and_score(fitted: Index, held_out: Index) -> Floats:
+        linear: Any = LogisticRegression(C=C, max_iter=300)
+        own: Any = [targets[row] for row in fitted]
+        if several:
+            linear, own = OneVsRestClassifier(linear), multi_hot(own, num_labels)
+        model = make_pipeline(StandardScaler(), linear).fit(features[fitted], own)
+        scores = model.decision_function(features[held_out])
+        if several:
+            return np.asarray(scores)
+        classes = model.classes_
+        if len(classes) == 2:
+            scores = np.stack([-scores / 2, scores / 2], 1)
+        every = np.full((len(held_out), num_labels), scores.min() - 1)  # labels that no fitted row has
+        every[:, classes] = scores
+        return every
+
+    return fit_and_score
+
+
+def features_pairs(chosen: Floats, rejected: Floats, *, C: float = 0.003) -> FitAndScore:
+    """Return the engine of a Bradley-Terry head on differences of standardised features, (N, H) each."""
+    from sklearn.linear_model import LogisticRegression
+
+    scale = np.concatenate([chosen, rejected]).std(0)
+    gaps = (chosen - rejected) / np.where(scale > 0, scale, 1)
+
+    def fit_and_score(fitted: Index, held_out: Index) -> Floats:
+        sign = np.where(np.arange(len(fitted)) % 2, -1.0, 1.0)  # the solver needs both classes
+        model = LogisticRegression(C=C, fit_intercept=False, max_iter=300)
+        model.fit(gaps[fitted] * sign[:, None], sign)
+        return np.asarray(model.decision_function(gaps[held_out]))
+
+    return fit_and_score
+
+
+def multi_hot(labels: Sequence[Any], num_labels: int) -> Floats:
+    """Return 1 for each label of a row and 0 for the others (N, num_labels)."""
+    truth = np.zeros((len(labels), num_labels))
+    for row, own in enumerate(labels):
+        truth[row, list(own)] = 1
+    return truth
+
+
+def _audit_sets(rows: Sequence[TextExample], logits: Sequence[Floats]) -> LabelAudit:
     """Audit rows with several labels."""
     from cleanlab.multilabel_classification import get_label_quality_scores
     from cleanlab.multilabel_classification.filter import find_label_issues
 
     labels: list[list[int]] = [list(row.target) for row in rows]  # type: ignore[arg-type]
-    truth = np.zeros(logits.shape)
-    for row, own in enumerate(labels):
-        truth[row, own] = 1
-    temperature = _temperature_of_sets(logits, truth)
-    probabilities = 1 / (1 + np.exp(-logits / temperature))
+    truth = multi_hot(labels, logits[0].shape[1])
+    probabilities = np.mean(
+        [1 / (1 + np.exp(-one / _temperature_of_sets(one, truth))) for one in logits], axis=0
+    )
     confidence = get_label_quality_scores(labels, probabilities)
     suggested = (probabilities > 0.5).astype(np.int64)
     return LabelAudit(
@@ -194,7 +270,6 @@ def _audit_sets(rows: Sequence[TextExample], logits: Floats) -> LabelAudit:
         confidence=confidence,
         suggested=suggested,
         accuracy=float((suggested == truth).mean()),
-        temperature=temperature,
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from qwen_task_heads.data.checks import Finding, examine, examine_texts
 from qwen_task_heads.data.examples import PairExample
+from qwen_task_heads.data.title_datasets import TitleSets
 from qwen_task_heads.data_checks.checked_data import CheckedData, full_text
 from qwen_task_heads.data_checks.findings import NOTE, WARNING, CheckFinding, kept, share_of
 from qwen_task_heads.errors import shorten
@@ -57,7 +58,9 @@ def check_repeats(data: CheckedData) -> list[CheckFinding]:
         if data.noun == "texts":
             found = examine_texts(rows)
         else:
+            # Arms of experiments are compared by their rates, so that their pairs are never turned round.
             turned = [row.source for row in rows if row.preference is not None and row.preference < 0.5]
+            turned = [] if isinstance(data.sets, TitleSets) and len(data.sets.groups) else turned
             found = examine(rows, swapped=turned)
         for one in found:
             if one.kind not in REPEATED:

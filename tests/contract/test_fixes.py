@@ -30,7 +30,7 @@ TESTS = (
 # Modules whose refusals are followed elsewhere, or not yet.
 COMPARED = "what a comparison found; tests/verification/test_parity.py has each beside what passes"
 OUTSIDE = {
-    "data_checks/inspection.py": "a check of columns and options; tests/data_checks/test_inspection.py",
+    "data_checks/": "checks of columns, audits and reviews; tests/data_checks",
     "tokenization/": "templates, prompts and rows of a run; tests/tokenization",
     "evaluate_modules/": "arguments of metrics; tests/evaluate_modules",
     "inference/": "opening and asking a model; tests/inference",
