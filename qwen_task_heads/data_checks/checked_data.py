@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from qwen_task_heads.data.examples import PairExample, TextExample
 from qwen_task_heads.data.text_datasets import TextSets
 from qwen_task_heads.data.title_datasets import TitleSets
+from qwen_task_heads.data_checks.near_duplicates import NearDuplicate, near_duplicates
 from qwen_task_heads.metrics.ranking import bootstrap_interval
 from qwen_task_heads.sources.batches import ABSENT, Batch
 from qwen_task_heads.sources.file_options import FileOptions
@@ -55,6 +56,11 @@ class CheckedData:
     def sample(self) -> list[Any]:
         """At most `ROWS` rows of train, in reading order, drawn with a fixed seed."""
         return sampled(self.sets.train)
+
+    @cached_property
+    def twins(self) -> list[NearDuplicate]:
+        """Rows of `sample` that are nearly equal to an earlier one."""
+        return near_duplicates([one_text(row) for row in self.sample])
 
     @property
     def labels(self) -> Sequence[str]:
@@ -109,6 +115,11 @@ def share_of_groups(values: ArrayLike, groups: Sequence[str]) -> Share:
 def full_text(row: TextExample) -> str:
     """Return the texts of a row, one below the other."""
     return f"{row.text}\n{row.text_b}" if row.text_b else row.text
+
+
+def one_text(row: PairExample | TextExample) -> str:
+    """Return the texts of a row, or the titles of a pair, one below the other."""
+    return f"{row.chosen}\n{row.rejected}" if isinstance(row, PairExample) else full_text(row)
 
 
 def read_columns(

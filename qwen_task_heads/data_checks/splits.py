@@ -8,8 +8,7 @@ from typing import Any
 
 from qwen_task_heads.data.checks import find_overlaps
 from qwen_task_heads.data.example_columns import group_keys
-from qwen_task_heads.data.examples import PairExample
-from qwen_task_heads.data_checks.checked_data import CheckedData, full_text, sampled, share_of_rows
+from qwen_task_heads.data_checks.checked_data import CheckedData, one_text, sampled, share_of_rows
 from qwen_task_heads.data_checks.findings import ERROR, NOTE, WARNING, CheckFinding, kept, share_of
 from qwen_task_heads.data_checks.near_duplicates import near_duplicates
 from qwen_task_heads.metrics.ranking import pair_credit
@@ -17,7 +16,7 @@ from qwen_task_heads.metrics.title_baselines import TfidfBradleyTerry
 from qwen_task_heads.sources.keys import within
 
 FEW = 0.01  # share of a split up to which overlaps are a warning, and not an error
-FEW_NEAR = 0.1  # share up to which nearly equal rows are a note: short questions resemble each other
+FEW_NEAR = 0.1  # share up to which nearly equal rows are a note
 SEPARATE = "leave these rows out of train, or cut the splits again from one file: --test_fraction 0.1"
 
 
@@ -47,28 +46,33 @@ def check_overlaps(data: CheckedData) -> list[CheckFinding]:
 
 
 def check_near_overlaps(data: CheckedData) -> list[CheckFinding]:
-    """Find rows of dev and test that are nearly equal to a training row (`near_duplicates`)."""
+    """Find rows of dev and test that are nearly equal to a training row (`near_duplicates`).
+
+    Short questions resemble each other. It is a warning only if the share is twice that within train.
+    """
     findings = []
-    train = [_one_text(row) for row in data.sample]
+    own = len({row for twin in data.twins for row in (twin.first, twin.second)}) / len(data.sample)
+    train = [one_text(row) for row in data.sample]
     for split in ("dev", "test"):
         rows = sampled(data.splits.get(split, []))
         equal = {one.test_source for one in find_overlaps(data.sets.train, rows)}
         pairs = [
             (row, data.sample[match.first], match.similarity)
-            for match in near_duplicates(train, [_one_text(row) for row in rows])
+            for match in near_duplicates(train, [one_text(row) for row in rows])
             if (row := rows[match.second]).source not in equal
         ]
         if not pairs:
             continue
         row, twin, similarity = pairs[0]
+        is_much = len(pairs) > max(FEW_NEAR, 2 * own) * len(rows)
         findings.append(
             CheckFinding(
                 code="overlap-near",
-                severity=WARNING if len(pairs) > FEW_NEAR * len(rows) else NOTE,
+                severity=WARNING if is_much else NOTE,
                 message=f"{share_of(len(pairs), len(rows))} {data.noun} of {split} are nearly equal to a "
                 f"row of train, such as {PurePath(row.source).name} and {PurePath(twin.source).name} "
                 f"({100 * similarity:.0f}% of their character n-grams)",
-                fix=SEPARATE if len(pairs) > FEW_NEAR * len(rows) else "",
+                fix=SEPARATE if is_much else "",
                 places=kept([row.source for row, _, _ in pairs]),
                 values={"split": split, "rows": len(pairs), "of": len(rows)},
             )
@@ -81,8 +85,7 @@ def check_near_contradictions(data: CheckedData) -> list[CheckFinding]:
     if not data.has_classes:
         return []
     rows = data.sample
-    texts = [_one_text(row) for row in rows]
-    pairs = [one for one in near_duplicates(texts) if rows[one.first].target != rows[one.second].target]
+    pairs = [one for one in data.twins if rows[one.first].target != rows[one.second].target]
     if not pairs:
         return []
     first = pairs[0]
@@ -90,7 +93,7 @@ def check_near_contradictions(data: CheckedData) -> list[CheckFinding]:
     return [
         CheckFinding(
             code="near-contradiction",
-            severity=WARNING if len(pairs) > FEW_NEAR * len(rows) else NOTE,
+            severity=WARNING if len(pairs) > FEW * len(rows) else NOTE,
             message=f"{share_of(len(pairs), len(rows))} training texts are nearly equal to an earlier one "
             f"with another label, the first two as {names[0]} and {names[1]}",
             fix="label them again: qth audit lists them",
@@ -164,7 +167,3 @@ def check_direction(data: CheckedData) -> list[CheckFinding]:
                 )
             )
     return findings
-
-
-def _one_text(row: Any) -> str:
-    return f"{row.chosen}\n{row.rejected}" if isinstance(row, PairExample) else full_text(row)
