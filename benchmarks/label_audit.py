@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from qwen_task_heads import read_text_sets
-from qwen_task_heads.data_checks.audits import backbone_features
-from qwen_task_heads.data_checks.checked_data import share_of_rows
-from qwen_task_heads.data_checks.label_audit import audit_labels, features_texts, tfidf_texts
+from qwen_task_heads.labeling.audits import backbone_features
+from qwen_task_heads.labeling.confident_learning import audit_labels, features_texts, tfidf_texts
+from qwen_task_heads.metrics.shares import share_of_rows
 from qwen_task_heads.metrics.text_baselines import TfidfBaseline
 
 RESULTS = Path(__file__).parent / "results"

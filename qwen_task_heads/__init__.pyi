@@ -4,8 +4,6 @@ from qwen_task_heads.data.pair_readers import read_pairs as read_pairs
 from qwen_task_heads.data.splits import split_by_group as split_by_group
 from qwen_task_heads.data.text_datasets import read_text_sets as read_text_sets
 from qwen_task_heads.data.title_datasets import read_title_sets as read_title_sets
-from qwen_task_heads.data_checks.audits import AuditArguments as AuditArguments
-from qwen_task_heads.data_checks.audits import audit_dataset as audit_dataset
 from qwen_task_heads.errors import Problem as Problem
 from qwen_task_heads.errors import TaskHeadsError as TaskHeadsError
 from qwen_task_heads.errors import run_recipe as run_recipe
@@ -26,6 +24,8 @@ from qwen_task_heads.inference.parquet_files import pending_files as pending_fil
 from qwen_task_heads.inference.parquet_files import score_file as score_file
 from qwen_task_heads.inference.rewards import TitleReward as TitleReward
 from qwen_task_heads.inference.scorer import Scorer as Scorer
+from qwen_task_heads.labeling.audits import AuditArguments as AuditArguments
+from qwen_task_heads.labeling.audits import audit_dataset as audit_dataset
 from qwen_task_heads.labels.label_map import LabelMap as LabelMap
 from qwen_task_heads.models import adapter_config as adapter_config
 from qwen_task_heads.models import build as build

@@ -108,13 +108,13 @@ def read() -> dict[str, list[dict[str, Any]]]:
 def build() -> dict[str, list[dict[str, Any]]]:
     """Return the same from the dataclasses; this imports transformers and trl."""
     from qwen_task_heads.data_checks.arguments import DataCheckArguments
-    from qwen_task_heads.data_checks.audits import AuditArguments
     from qwen_task_heads.inference.arguments import (
         ComparisonArguments,
         PredictArguments,
         QueryArguments,
         ScoreArguments,
     )
+    from qwen_task_heads.labeling.audits import AuditArguments
     from qwen_task_heads.publishing.options import PublishOptions
     from qwen_task_heads.serving.arguments import ServeArguments
     from qwen_task_heads.training import (

@@ -80,3 +80,13 @@ class TextExample:
     weight: float = 1.0
     group: str = ""
     source: str = ""
+
+
+def full_text(row: TextExample) -> str:
+    """Return the texts of a row, one below the other."""
+    return f"{row.text}\n{row.text_b}" if row.text_b else row.text
+
+
+def one_text(row: PairExample | TextExample) -> str:
+    """Return the texts of a row, or the titles of a pair, one below the other."""
+    return f"{row.chosen}\n{row.rejected}" if isinstance(row, PairExample) else full_text(row)

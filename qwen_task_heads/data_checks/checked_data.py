@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from qwen_task_heads.data.examples import PairExample, TextExample
+from qwen_task_heads.data.examples import one_text
 from qwen_task_heads.data.text_datasets import TextSets
 from qwen_task_heads.data.title_datasets import TitleSets
 from qwen_task_heads.data_checks.near_duplicates import NearDuplicate, near_duplicates
-from qwen_task_heads.metrics.ranking import bootstrap_interval
 from qwen_task_heads.sources.batches import ABSENT, Batch
 from qwen_task_heads.sources.file_options import FileOptions
 from qwen_task_heads.sources.formats import open_source
@@ -84,42 +81,6 @@ def sampled(rows: Sequence[Any], limit: int = ROWS) -> list[Any]:
         return list(rows)
     chosen = np.sort(np.random.default_rng(0).choice(len(rows), limit, replace=False))
     return [rows[int(index)] for index in chosen]
-
-
-class Share(NamedTuple):
-    """A mean over rows with its 95% interval over groups; the ends are infinite for fewer than 2 groups."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{100 * self.value:.0f}% ({100 * self.low:.0f} to {100 * self.high:.0f})"
-
-
-def share_of_rows(values: ArrayLike, rows: Sequence[PairExample | TextExample]) -> Share:
-    """Return the mean of a value per row (N,); a row without a group is its own group."""
-    return share_of_groups(values, [row.group or str(place) for place, row in enumerate(rows)])
-
-
-def share_of_groups(values: ArrayLike, groups: Sequence[str]) -> Share:
-    """Return the mean of values (N,) of rows with the given groups."""
-    low, high = bootstrap_interval(values, groups)
-    return Share(
-        float(np.mean(np.asarray(values, np.float64))),
-        -math.inf if low is None else low,
-        math.inf if high is None else high,
-    )
-
-
-def full_text(row: TextExample) -> str:
-    """Return the texts of a row, one below the other."""
-    return f"{row.text}\n{row.text_b}" if row.text_b else row.text
-
-
-def one_text(row: PairExample | TextExample) -> str:
-    """Return the texts of a row, or the titles of a pair, one below the other."""
-    return f"{row.chosen}\n{row.rejected}" if isinstance(row, PairExample) else full_text(row)
 
 
 def read_columns(

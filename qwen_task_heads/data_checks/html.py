@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from qwen_task_heads.data.example_columns import label_counts
+from qwen_task_heads.data.examples import full_text
 from qwen_task_heads.data.text_datasets import TextSets
-from qwen_task_heads.data_checks.checked_data import CheckedData, full_text
+from qwen_task_heads.data_checks.checked_data import CheckedData
 from qwen_task_heads.data_checks.clicks import differences
 from qwen_task_heads.data_checks.findings import CheckFinding
 from qwen_task_heads.reports.fonts import families_for

@@ -7,8 +7,8 @@ import numpy as np
 from qwen_task_heads.data.example_columns import are_soft, label_counts
 from qwen_task_heads.data_checks.checked_data import CheckedData
 from qwen_task_heads.data_checks.findings import NOTE, WARNING, CheckFinding, kept, share_of
-from qwen_task_heads.data_checks.label_audit import audit_labels
 from qwen_task_heads.errors import shorten
+from qwen_task_heads.labeling.confident_learning import audit_labels
 
 RARE = 5  # training rows of a label below which it is rare
 DOMINANT = 0.8  # share of a label from which accuracy says little
@@ -48,7 +48,7 @@ def check_balance(data: CheckedData) -> list[CheckFinding]:
 
 
 def check_label_noise(data: CheckedData) -> list[CheckFinding]:
-    """Estimate the share of wrong labels by confident learning on TF-IDF (`label_audit`)."""
+    """Estimate the share of wrong labels by confident learning on TF-IDF (`confident_learning`)."""
     if not data.has_classes or len(data.sample) < LEAST or are_soft(data.sample):
         return []
     if min(np.bincount([row.target for row in data.sample])) < 2:

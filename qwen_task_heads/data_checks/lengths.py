@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from qwen_task_heads.adapters import adapter_config, with_adapter
-from qwen_task_heads.data_checks.checked_data import CheckedData, full_text, sampled
+from qwen_task_heads.data.examples import full_text
+from qwen_task_heads.data_checks.checked_data import CheckedData, sampled
 from qwen_task_heads.data_checks.findings import NOTE, WARNING, CheckFinding
 from qwen_task_heads.models import build, load_tokenizer
 from qwen_task_heads.throughput import linear_shapes, matrix_peak

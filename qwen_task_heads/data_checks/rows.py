@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from qwen_task_heads.data.checks import Finding, examine, examine_texts
-from qwen_task_heads.data.examples import PairExample
+from qwen_task_heads.data.examples import PairExample, full_text
 from qwen_task_heads.data.title_datasets import TitleSets
-from qwen_task_heads.data_checks.checked_data import CheckedData, full_text
+from qwen_task_heads.data_checks.checked_data import CheckedData
 from qwen_task_heads.data_checks.findings import NOTE, WARNING, CheckFinding, kept, share_of
 from qwen_task_heads.errors import shorten
 from qwen_task_heads.sources.keys import text_key

@@ -12,16 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from qwen_task_heads.data.examples import full_text
 from qwen_task_heads.data.title_datasets import TitleSets
-from qwen_task_heads.data_checks.checked_data import (
-    CheckedData,
-    Share,
-    full_text,
-    share_of_groups,
-    share_of_rows,
-)
+from qwen_task_heads.data_checks.checked_data import CheckedData
 from qwen_task_heads.data_checks.findings import NOTE, WARNING, CheckFinding
 from qwen_task_heads.metrics.ranking import spearman
+from qwen_task_heads.metrics.shares import Share, share_of_groups, share_of_rows
 from qwen_task_heads.metrics.title_baselines import longer_title
 
 LARGE = 0.1  # gain over one half from which a shortcut of pairs is a warning

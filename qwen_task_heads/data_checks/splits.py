@@ -8,10 +8,12 @@ from typing import Any
 
 from qwen_task_heads.data.checks import find_overlaps
 from qwen_task_heads.data.example_columns import group_keys
-from qwen_task_heads.data_checks.checked_data import CheckedData, one_text, sampled, share_of_rows
+from qwen_task_heads.data.examples import one_text
+from qwen_task_heads.data_checks.checked_data import CheckedData, sampled
 from qwen_task_heads.data_checks.findings import ERROR, NOTE, WARNING, CheckFinding, kept, share_of
 from qwen_task_heads.data_checks.near_duplicates import near_duplicates
 from qwen_task_heads.metrics.ranking import pair_credit
+from qwen_task_heads.metrics.shares import share_of_rows
 from qwen_task_heads.metrics.title_baselines import TfidfBradleyTerry
 from qwen_task_heads.sources.keys import within
 

@@ -30,7 +30,8 @@ TESTS = (
 # Modules whose refusals are followed elsewhere, or not yet.
 COMPARED = "what a comparison found; tests/verification/test_parity.py has each beside what passes"
 OUTSIDE = {
-    "data_checks/": "checks of columns, audits and reviews; tests/data_checks",
+    "data_checks/": "checks of columns and options; tests/data_checks",
+    "labeling/": "audits and reviews; tests/labeling",
     "tokenization/": "templates, prompts and rows of a run; tests/tokenization",
     "evaluate_modules/": "arguments of metrics; tests/evaluate_modules",
     "inference/": "opening and asking a model; tests/inference",

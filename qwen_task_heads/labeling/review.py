@@ -24,8 +24,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from qwen_task_heads.data.examples import PairExample, TextExample
-from qwen_task_heads.data_checks.label_audit import LabelAudit
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.labeling.confident_learning import LabelAudit
 
 KEEP, DROP, SWAP = "keep", "drop", "swap"
 BETWEEN = "|"

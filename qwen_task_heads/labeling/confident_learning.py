@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from qwen_task_heads.data.examples import PairExample, TextExample
-from qwen_task_heads.data_checks.checked_data import full_text
+from qwen_task_heads.data.examples import PairExample, TextExample, full_text
 from qwen_task_heads.metrics.classification import MULTI, SINGLE
 from qwen_task_heads.metrics.text_baselines import TfidfBaseline
 from qwen_task_heads.metrics.title_baselines import TfidfBradleyTerry

@@ -11,10 +11,13 @@ import numpy as np
 import torch
 
 from qwen_task_heads.data.example_columns import are_soft
+from qwen_task_heads.data.examples import full_text
 from qwen_task_heads.data.text_datasets import TextSets, read_text_sets
 from qwen_task_heads.data.title_datasets import TitleSets, read_title_sets
-from qwen_task_heads.data_checks.checked_data import Share, full_text, share_of_rows
-from qwen_task_heads.data_checks.label_audit import (
+from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.hubs import HUBS, HUGGINGFACE
+from qwen_task_heads.inference.arguments import CommandLineOptions
+from qwen_task_heads.labeling.confident_learning import (
     FOLDS,
     FitAndScore,
     Floats,
@@ -27,12 +30,10 @@ from qwen_task_heads.data_checks.label_audit import (
     tfidf_pairs,
     tfidf_texts,
 )
-from qwen_task_heads.data_checks.review import apply_review, read_review, write_review, write_rows
-from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.hubs import HUBS, HUGGINGFACE
-from qwen_task_heads.inference.arguments import CommandLineOptions
+from qwen_task_heads.labeling.review import apply_review, read_review, write_review, write_rows
 from qwen_task_heads.metrics.classification import MULTI
 from qwen_task_heads.metrics.ranking import pair_credit
+from qwen_task_heads.metrics.shares import Share, share_of_rows
 from qwen_task_heads.metrics.text_baselines import TfidfBaseline
 from qwen_task_heads.metrics.title_baselines import TfidfBradleyTerry
 from qwen_task_heads.models import build, load_tokenizer

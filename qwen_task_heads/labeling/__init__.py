@@ -1,0 +1,1 @@
+"""Better labels: audit and review, pseudo-labels, and rows to label next."""
