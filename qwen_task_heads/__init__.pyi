@@ -26,6 +26,10 @@ from qwen_task_heads.inference.rewards import TitleReward as TitleReward
 from qwen_task_heads.inference.scorer import Scorer as Scorer
 from qwen_task_heads.labeling.audits import AuditArguments as AuditArguments
 from qwen_task_heads.labeling.audits import audit_dataset as audit_dataset
+from qwen_task_heads.labeling.pseudo_labels import PseudoLabelArguments as PseudoLabelArguments
+from qwen_task_heads.labeling.pseudo_labels import pseudo_label as pseudo_label
+from qwen_task_heads.labeling.selection import SelectionArguments as SelectionArguments
+from qwen_task_heads.labeling.selection import select_rows as select_rows
 from qwen_task_heads.labels.label_map import LabelMap as LabelMap
 from qwen_task_heads.models import adapter_config as adapter_config
 from qwen_task_heads.models import build as build

@@ -18,11 +18,14 @@ class Command:
 
 
 AUDIT_USAGE = "--dataset_name DATA --output_dir DIR [--review FILE] [options]"
+POOL_USAGE = "--dataset_name DATA --unlabeled_dataset TEXTS --output_file FILE [options]"
 DATA_USAGE = "FILE_OR_FOLDER [options]"
 PREDICT_USAGE = "--model MODEL (TEXT ... | --input FILE --output FILE) [options]"
 COMMANDS = {
     "data": Command("", "Check data before training; exit code 1 for errors, 3 for warnings.", DATA_USAGE),
     "audit": Command("audit_labels", "Find wrong labels, and apply their review.", AUDIT_USAGE),
+    "select": Command("select_rows", "Choose which unlabelled texts to label next.", POOL_USAGE),
+    "pseudo": Command("pseudo_label", "Add confident answers of a teacher to the training set.", POOL_USAGE),
     "titles": Command("reward_titles", "Train a title scorer on pairs, votes or clicks."),
     "classify": Command("classify", "Train a text classifier, regressor or ordinal model."),
     "label": Command("sft_classify", "Train a chat model that writes the label."),

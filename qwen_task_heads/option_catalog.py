@@ -38,6 +38,9 @@ GROUPS = {
     "RunDefaults": "Run",
     "DataCheckArguments": "Data",
     "AuditArguments": "Audit",
+    "PoolArguments": "Data",
+    "SelectionArguments": "Selection",
+    "PseudoLabelArguments": "Pseudo-labels",
     "PredictArguments": "File",
     "AnswerArguments": "Model and answers",
     "QueryArguments": "Texts on the command line",
@@ -115,6 +118,8 @@ def build() -> dict[str, list[dict[str, Any]]]:
         ScoreArguments,
     )
     from qwen_task_heads.labeling.audits import AuditArguments
+    from qwen_task_heads.labeling.pseudo_labels import PseudoLabelArguments
+    from qwen_task_heads.labeling.selection import SelectionArguments
     from qwen_task_heads.publishing.options import PublishOptions
     from qwen_task_heads.serving.arguments import ServeArguments
     from qwen_task_heads.training import (
@@ -131,6 +136,8 @@ def build() -> dict[str, list[dict[str, Any]]]:
     groups = {
         "data": (DataCheckArguments,),
         "audit": (AuditArguments,),
+        "select": (SelectionArguments,),
+        "pseudo": (PseudoLabelArguments,),
         "titles": (title_arguments.TitleArguments, title_arguments.TitleConfig, model),
         "classify": (classifier_arguments.ClassifierArguments, classifier_arguments.ClassifierConfig, model),
         "label": (

@@ -83,7 +83,7 @@ def audit_labels(
     if problem_type == MULTI:
         return _audit_sets(rows, logits)
     targets = np.array([row.target for row in rows])
-    probabilities = np.mean([_softmax(one / _temperature(one, targets)) for one in logits], axis=0)
+    probabilities = np.mean([softmax(one / temperature_of(one, targets)) for one in logits], axis=0)
     confidence = get_label_quality_scores(targets, probabilities, method="self_confidence")
     return LabelAudit(
         order=np.argsort(confidence, kind="stable"),
@@ -119,7 +119,7 @@ def audit_pairs(
 
     margins = [out_of_fold(rows, engine, width=0, seed=seed) for engine in engines or [tfidf_pairs(rows)]]
     ones = np.ones(len(rows), np.int64)
-    odds = np.mean([one / _temperature(np.stack([-one, one], 1) / 2, ones) for one in margins], axis=0)
+    odds = np.mean([one / temperature_of(np.stack([-one, one], 1) / 2, ones) for one in margins], axis=0)
     accuracy = float((odds > 0).mean() + (odds == 0).mean() / 2)
     for row, pair in enumerate(rows):
         if pair.preference is not None:
@@ -272,11 +272,12 @@ def _audit_sets(rows: Sequence[TextExample], logits: Sequence[Floats]) -> LabelA
     )
 
 
-def _softmax(logits: Floats) -> Floats:
+def softmax(logits: Floats) -> Floats:
+    """Return probabilities (N, L) of logits (N, L)."""
     return np.exp(log_softmax(logits))
 
 
-def _temperature(logits: Floats, targets: NDArray[np.int64]) -> float:
+def temperature_of(logits: Floats, targets: NDArray[np.int64]) -> float:
     """Return the temperature with the smallest log loss of the given labels."""
     rows = np.arange(len(targets))
     return _smallest(lambda value: -float(log_softmax(logits / value)[rows, targets].mean()))
@@ -287,10 +288,10 @@ def _temperature_of_sets(logits: Floats, truth: Floats) -> float:
 
 
 def _smallest(loss: Callable[[float], float]) -> float:
-    """Return the temperature from 0.01 to 100 that minimises a loss."""
+    """Return the temperature from 0.05 to 100 that minimises a loss."""
     from scipy.optimize import minimize_scalar
 
     found = minimize_scalar(
-        lambda power: loss(float(np.exp(power))), bounds=np.log([0.01, 100]), method="bounded"
+        lambda power: loss(float(np.exp(power))), bounds=np.log([0.05, 100]), method="bounded"
     )
     return float(np.exp(found.x))

@@ -49,7 +49,7 @@ def write_review(
     writer = csv.DictWriter(text, list(table[0]) if table else ["row"])
     writer.writeheader()
     writer.writerows(table)
-    return _write(path, text.getvalue().encode("utf-8-sig"))
+    return write_whole(path, text.getvalue().encode("utf-8-sig"))
 
 
 def read_review(path: str | Path, rows: Sequence[Any], *, labels: Sequence[str]) -> dict[int, str]:
@@ -142,7 +142,7 @@ def write_rows(path: str | Path, rows: Sequence[Any], *, labels: Sequence[str]) 
     Columns without a value are left out. `audited_from` has the place of each row in the data.
     """
     lines = [json.dumps(as_columns(row, labels), ensure_ascii=False) for row in rows]
-    return _write(path, "".join(f"{line}\n" for line in lines).encode("utf-8"))
+    return write_whole(path, "".join(f"{line}\n" for line in lines).encode("utf-8"))
 
 
 def as_columns(row: Any, labels: Sequence[str]) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def row_hash(row: Any, labels: Sequence[str]) -> str:
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _write(path: str | Path, content: bytes) -> Path:
+def write_whole(path: str | Path, content: bytes) -> Path:
     """Write a file that appears when it is complete."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,10 +183,10 @@ def _write(path: str | Path, content: bytes) -> Path:
 def _entry(row: Any, audit: LabelAudit, number: int, labels: Sequence[str]) -> dict[str, str]:
     entry = {"row": PurePath(row.source).name, "hash": row_hash(row, labels)}
     if isinstance(row, PairExample):
-        entry |= {name: _cell(vars(row)[name]) for name in ("prompt", "chosen", "rejected")}
+        entry |= {name: cell(vars(row)[name]) for name in ("prompt", "chosen", "rejected")}
         suggested = SWAP if audit.suggested[number] else KEEP
     else:
-        entry |= {"text": _cell(row.text), "text_b": _cell(row.text_b)}
+        entry |= {"text": cell(row.text), "text_b": cell(row.text_b)}
         entry["label"] = _names(row.target, labels)
         own = audit.suggested[number]
         suggested = _names(tuple(own.nonzero()[0]) if own.ndim else int(own), labels)
@@ -203,7 +203,7 @@ def _names(target: Any, labels: Sequence[str]) -> str:
     return BETWEEN.join(labels[int(number)] for number in numbers)
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Return a text that no spreadsheet takes for a formula."""
     return f"'{text}" if text.startswith(FORMULA) else text
 
