@@ -106,9 +106,8 @@ def test_pseudo_labels_are_right_and_have_their_origin(sources: dict[str, str], 
     added = [row for row in rows if row["label_source"] == "pseudo"]
     assert len(rows) - len(added) == report.labelled == 60
     assert len(added) == report.accepted > 50
-    truth = {
-        row["text"]: row["label"] for row in map(json.loads, Path(sources["truth"]).open(encoding="utf-8"))
-    }
+    lines = Path(sources["truth"]).read_text(encoding="utf-8").splitlines()
+    truth = {row["text"]: row["label"] for row in map(json.loads, lines)}
     assert np.mean([truth[row["text"]] == row["label"] for row in added]) > 0.9
     assert {row["teacher"] for row in added} == {"TF-IDF"}
     assert {row["round"] for row in added} <= {1, 2}
