@@ -13,7 +13,7 @@ from qwen_task_heads.labeling.confident_learning import audit_labels
 RARE = 5  # training rows of a label below which it is rare
 DOMINANT = 0.8  # share of a label from which accuracy says little
 NOISY = 0.05  # estimated share of wrong labels from which the finding is a warning
-RELIABLE = 0.75  # out-of-fold accuracy from which wrong labels are told from errors of the model
+RELIABLE = 0.75  # out-of-fold accuracy from which wrong labels are distinguished from errors of the model
 LEAST = 200  # rows from which the share of wrong labels is estimated
 
 

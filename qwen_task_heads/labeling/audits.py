@@ -55,7 +55,7 @@ class AuditArguments(CommandLineOptions):
         output_dir: folder of `review.csv`, or of the cleaned `train.jsonl`.
         review: an edited review file, which is applied.
         task: `texts` or `titles`.
-        model_name_or_path: backbone whose frozen features are a second opinion beside TF-IDF.
+        model_name_or_path: backbone whose frozen features are a second opinion next to TF-IDF.
         dev_dataset, labels, hub, encoding: as in training.
         max_rows: rows of the review file; 0 for twice the estimated number of wrong labels.
         seed: of the folds.

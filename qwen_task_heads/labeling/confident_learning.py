@@ -100,7 +100,7 @@ def audit_pairs(
     """Audit the preferences of pairs: which chosen titles are likely the worse ones.
 
     The probability of a row is that of out-of-fold Bradley-Terry models. If votes or clicks give a
-    probability of their own, the two are combined as independent evidence: their log-odds are added. The
+    probability of their own, the two are combined as independent: their log-odds are added. The
     number of wrong rows is cleanlab's for two classes, with each pair in both orders.
 
     Args:

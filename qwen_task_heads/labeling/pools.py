@@ -42,7 +42,7 @@ class PoolArguments(CommandLineOptions):
         unlabeled_dataset: file, folder or dataset id of texts without labels.
         output_file: file to write.
         model: trained classifier that labels the pool; None fits TF-IDF on the labelled rows.
-        model_name_or_path: backbone whose frozen features are a second engine beside TF-IDF.
+        model_name_or_path: backbone whose frozen features are a second engine next to TF-IDF.
         dev_dataset, labels, hub, encoding: as in training.
         seed: of draws and folds.
     """
