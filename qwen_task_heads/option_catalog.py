@@ -27,6 +27,7 @@ GROUPS = {
     "TextArguments": "Texts and labels",
     "TitleArguments": "Titles",
     "SftArguments": "Texts and labels",
+    "SearchOptions": "Search",
     "SweepOptions": "Sweep",
     "SweepArguments": "Sweep",
     "TitleSweepArguments": "Sweep",

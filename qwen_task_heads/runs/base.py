@@ -15,6 +15,7 @@ from qwen_task_heads.data_checks.inspection import check_sets, worst_line
 from qwen_task_heads.models import adapter_config, load_tokenizer
 from qwen_task_heads.publishing.target import PublishTarget, publish_target_of
 from qwen_task_heads.reports.finishing import FinishedTraining
+from qwen_task_heads.runs.search import pruning_callbacks
 from qwen_task_heads.tracking.open_trackers import track
 from qwen_task_heads.training.arguments import run_identity
 from qwen_task_heads.training.callbacks import check_world
@@ -88,7 +89,8 @@ class Run:
         Checkpoints rotate in the callback: Trainer would delete the old one before the new one is complete.
         """
         limit, self.args.save_total_limit = self.args.save_total_limit, None
-        return [VerifiedCheckpointCallback(limit, run=self.identity()), *more, *self.trackers]
+        checkpoints = VerifiedCheckpointCallback(limit, run=self.identity())
+        return [checkpoints, *more, *self.trackers, *pruning_callbacks(self.args)]
 
     def peft_config(self, model: Any) -> Any:
         """Return the PEFT config of `--use_peft` or `--freeze_backbone`; None for training in full."""

@@ -14,6 +14,7 @@ from qwen_task_heads.metrics.classification import dev_metrics
 from qwen_task_heads.models import build, saved_task
 from qwen_task_heads.reports.text_report import finish_texts
 from qwen_task_heads.runs.base import Run
+from qwen_task_heads.runs.search import searched
 from qwen_task_heads.tokenization.collators import TextCollator, text_datasets
 from qwen_task_heads.tokenization.templates import bind_template
 from qwen_task_heads.training.added_labels import read_datasets_for
@@ -36,7 +37,7 @@ class ClassifierRun(Run):
     @classmethod
     def from_command_line(cls, argv: Sequence[str] | None = None) -> ClassifierRun:
         """Parse options and `--config`; `argv` is None for the words of this process."""
-        return cls(*parse_classifier_arguments(argv))
+        return cls(*searched(parse_classifier_arguments, argv))
 
     def read_datasets(self) -> TextSets:
         """Read and check train, dev and test with one set of labels, and claim the output folder.

@@ -16,6 +16,7 @@ from qwen_task_heads.losses.registry import GROUP_LOSSES, unused_signals
 from qwen_task_heads.models import build
 from qwen_task_heads.reports.title_report import finish_titles
 from qwen_task_heads.runs.base import Run
+from qwen_task_heads.runs.search import searched
 from qwen_task_heads.tokenization.collators import group_dataset, pair_dataset
 from qwen_task_heads.tokenization.equal_rows import check_equal
 from qwen_task_heads.tokenization.templates import compile_template
@@ -39,7 +40,7 @@ class TitleRun(Run):
     @classmethod
     def from_command_line(cls, argv: Sequence[str] | None = None) -> TitleRun:
         """Parse options and `--config`; `argv` is None for the words of this process."""
-        return cls(*parse_title_arguments(argv))
+        return cls(*searched(parse_title_arguments, argv))
 
     @property
     def is_grouped(self) -> bool:

@@ -54,6 +54,10 @@ NO_IDENTITY = (
     "do_eval",
     "do_predict",
     "enable_jit_checkpoint",
+    # of a search, whose trials and winner are runs of their own
+    "search",
+    "search_space",
+    "search_storage",
     # fitted on dev after training
     "calibrate",
     "thresholds",

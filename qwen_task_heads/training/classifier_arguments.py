@@ -29,6 +29,7 @@ from qwen_task_heads.training.arguments import (
 )
 from qwen_task_heads.training.option_checks import FOLLOW_A_METRIC, direction_problems, metric_problems
 from qwen_task_heads.training.run_defaults import RunDefaults
+from qwen_task_heads.training.search_options import SearchOptions
 from qwen_task_heads.training.text_arguments import TextArguments
 
 MAX_SEQ_LENGTH = 512  # on a plain backbone; a saved model keeps its own
@@ -36,7 +37,7 @@ MAX_SEQ_LENGTH = 512  # on a plain backbone; a saved model keeps its own
 
 @dataclass
 @with_loss_options(*TEXT_LOSSES)
-class ClassifierArguments(TextArguments, HeadArguments):
+class ClassifierArguments(SearchOptions, TextArguments, HeadArguments):
     """Data, labels, template, head and loss of a text classifier."""
 
     HEAD_OPTIONS: ClassVar[tuple[str, ...]] = (

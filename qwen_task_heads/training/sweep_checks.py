@@ -27,7 +27,7 @@ REPLACED = {
     "loss": "--losses {loss}",
     "backbone_layers": "--layers {backbone_layers}",
     **dict.fromkeys(("freeze_backbone", "head_layers", "init_head", "token_dropout"), ""),
-    "early_stopping_patience": "",
+    **dict.fromkeys(("early_stopping_patience", "search", "search_space", "search_storage"), ""),
 }
 # Options that another option sets.
 FOLLOWS = {

@@ -13,11 +13,12 @@ from qwen_task_heads.losses.registry import TITLE_LOSSES, given_options, with_lo
 from qwen_task_heads.training.argument_checks import not_one_of
 from qwen_task_heads.training.arguments import HeadArguments, HeadModelConfig, parse_arguments
 from qwen_task_heads.training.run_defaults import RunDefaults
+from qwen_task_heads.training.search_options import SearchOptions
 
 
 @dataclass
 @with_loss_options("pairs", "groups")
-class TitleArguments(HeadArguments):
+class TitleArguments(SearchOptions, HeadArguments):
     """Options of data, template, head and loss of a title scorer."""
 
     DATA_OPTIONS: ClassVar[tuple[str, ...]] = (*HeadArguments.DATA_OPTIONS, "min_impressions", "max_p_value")
