@@ -19,7 +19,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-SHOWN = 10  # problems of a refusal
+SHOWN = 10  # problems in the message of a refusal
+LISTED = 2000  # problems in the list of a refusal: two of each row of the largest request
 DRAINED = 2**27  # bytes of a body over the limit that are read before the refusal
 OPEN = ("/health",)  # paths without a token, for load balancers
 STATUS = {
@@ -33,13 +34,14 @@ STATUS = {
 
 def refusal(*problems: Problem) -> JSONResponse:
     """Return problems as JSON, with the status of the first one (400 unless `STATUS` has its code)."""
-    status, problems = STATUS.get(problems[0].code, 400), problems[:SHOWN]
+    status = STATUS.get(problems[0].code, 400)
+    more = [f"and {len(problems) - SHOWN:,} more"] if len(problems) > SHOWN else []
     fields = ("code", "where", "problem", "expected", "fix")
     body = {
         "error": {
             "code": problems[0].code,
-            "message": "\n".join(map(str, problems)),
-            "problems": [{name: vars(problem)[name] for name in fields} for problem in problems],
+            "message": "\n".join([*map(str, problems[:SHOWN]), *more]),
+            "problems": [{name: vars(problem)[name] for name in fields} for problem in problems[:LISTED]],
         }
     }
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,7 +13,8 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
 from qwen_task_heads.hubcode.decision_task_heads import HeadDecisionConfig, answer_scores
 from qwen_task_heads.hubcode.encoding_task_heads import encode, encode_texts, pad_rows, strip_title
-from qwen_task_heads.hubcode.handler import EndpointHandler
+from qwen_task_heads.hubcode.errors_task_heads import TaskHeadError
+from qwen_task_heads.hubcode.handler import EndpointHandler, RequestError
 from qwen_task_heads.hubcode.long_rows_task_heads import aggregate, pieces_of
 from qwen_task_heads.serving.request_limits import RequestLimits
 
@@ -124,7 +124,7 @@ class Responder:
         except TaskHeadsError:
             raise
         except ValueError as error:
-            raise TaskHeadsError(_problem_from(str(error))) from error
+            raise TaskHeadsError(_problems_of(error)) from error
         tokens = sum(map(len, rows))
         if tokens > self.limits.tokens:
             raise TaskHeadsError(self._too_large("tokens", tokens, self.limits.tokens, "send shorter texts"))
@@ -158,8 +158,11 @@ class Responder:
         )
 
 
-def _problem_from(text: str) -> Problem:
-    """Read a message of the handler, `where: problem. Expected X. Fix: Y.`; keep another one as it is."""
-    match = re.fullmatch(r"(.+?): (.+?)\. Expected (.+)\. Fix: (.+)\.", text, flags=re.DOTALL)
-    other = ("request", text, "a request that the model can answer", "see /docs")
-    return Problem(*(match.groups() if match else other), code="request-invalid")
+def _problems_of(error: ValueError) -> list[Problem]:
+    """Return the problems of an error of the handler; the message of another library is kept as it is."""
+    if isinstance(error, RequestError):
+        return [Problem(*problem, code="request-invalid") for problem in error.problems]
+    if isinstance(error, TaskHeadError):
+        return [Problem(error.where, error.problem, error.expected, error.fix, code="request-invalid")]
+    expected = "a request that the model can answer"
+    return [Problem("request", str(error), expected, "see /docs", code="request-invalid")]

@@ -175,6 +175,39 @@ def test_bad_requests_are_refused_with_a_code_and_a_place(client, path, body, st
     assert client.send("/classify", {"input": "good"})[0] == 200  # the next request is answered
 
 
+def test_all_problems_of_a_request_are_listed_with_their_fields(client, titles):
+    bad = [0, "", "Fix: x. Expected y. z: w.", {"text": "a", "text_pair": 3}] + [" "] * 20
+    status, answer = client.send("/predict", {"inputs": bad, "parameters": {"top_k": 0, "unknown": 1}})
+    places = [
+        "inputs[0]",
+        "inputs[1].text",
+        "inputs[3].text_pair",
+        *(f"inputs[{n}].text" for n in range(4, 24)),
+    ]
+    assert status == 400
+    assert codes(answer) == [
+        ("request-invalid", where) for where in ("parameters.top_k", "parameters.unknown", *places)
+    ]
+    problem = answer["error"]["problems"][3]
+    assert problem["problem"] == "found ''"
+    assert all(problem[field] for field in ("expected", "fix"))
+    assert str(len(places) + 2 - 10) in answer["error"]["message"].splitlines()[-1]
+    lists = [{"titles": ["a", "Expected. b"]}, {"titles": ["", "b", 3], "prompt": 1}, {"titles": []}]
+    status, answer = titles.send("/predict", {"inputs": lists})
+    places = ["inputs[1].titles[0]", "inputs[1].titles[2]", "inputs[1].prompt", "inputs[2]"]
+    assert codes(answer) == [("request-invalid", where) for where in places]
+
+
+def test_a_value_that_looks_like_a_message_stays_one_field(client):
+    value = ". Expected a. Fix: b.\nc: d. Expected e. Fix: f."
+    status, answer = client.send("/predict", {"inputs": "x", "parameters": {"top_k": value, value: 1}})
+    problems = answer["error"]["problems"]
+    assert status == 400
+    assert [problem["where"] for problem in problems] == ["parameters.top_k", f"parameters.{value}"]
+    assert all(problem["problem"].startswith("found ") for problem in problems)
+    assert problems[1]["problem"] == "found 1"
+
+
 @pytest.mark.parametrize("raw", [b"", b"{", b"[1]", b'"x"', b"\xff\xfe", b'{"input": "\\ud800"}', b"NaN"])
 def test_bodies_that_are_no_requests_are_refused(client, raw):
     status, answer = client.send("/classify", raw=raw)
