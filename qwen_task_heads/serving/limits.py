@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import h11
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
+from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from qwen_task_heads.errors import Problem
@@ -22,6 +23,7 @@ ASGIApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 SHOWN = 10  # problems in the message of a refusal
 LISTED = 2000  # problems in the list of a refusal: two of each row of the largest request
 DRAINED = 2**27  # bytes of a body over the limit that are read before the refusal
+LEFT = 499  # status in metrics, as in nginx, of a request whose client left; nobody reads it
 OPEN = ("/health",)  # paths without a token, for load balancers
 STATUS = {
     "request-denied": 401,
@@ -53,7 +55,8 @@ def refusal(*problems: Problem) -> JSONResponse:
 class LimitsMiddleware:
     """Refuse requests without the token, with a large body, or with a body that does not arrive in time.
 
-    The body is read here as a whole, so that the app never waits for a client.
+    The body is read here as a whole, so that the app never waits for a client. If the client leaves before
+    the answer, the app is cancelled, so that the rows of the request do not run.
 
     Args:
         app: the next ASGI app.
@@ -92,6 +95,9 @@ class LimitsMiddleware:
             )
             await refusal(problem)(scope, receive, send)
             return
+        except ClientDisconnect:
+            await Response(status_code=LEFT)(scope, receive, send)
+            return
         if body is None:
             problem = Problem(
                 "body",
@@ -102,12 +108,34 @@ class LimitsMiddleware:
             )
             await refusal(problem)(scope, receive, send)
             return
+        await self._run(scope, body, receive, send)
+
+    async def _run(self, scope: MutableMapping[str, Any], body: bytes, receive: Receive, send: Send) -> None:
+        """Run the app until it has answered, or until the client leaves before the answer begins."""
         messages = [{"type": "http.request", "body": body, "more_body": False}]
+        left = asyncio.ensure_future(_disconnect(receive))
+        has_begun = False
 
         async def replay() -> Message:
-            return messages.pop() if messages else await receive()
+            return messages.pop() if messages else await asyncio.shield(left)
 
-        await self.app(scope, replay, send)
+        async def track(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        answer = asyncio.ensure_future(self.app(scope, replay, track))
+        try:
+            await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
+            if has_begun or answer.done():  # servers also report a disconnect after the answer
+                await answer
+                return
+            answer.cancel()
+            await asyncio.wait({answer})
+            await Response(status_code=LEFT)(scope, receive, send)
+        finally:
+            answer.cancel()
+            left.cancel()
 
     def _is_allowed(self, path: str, header: bytes) -> bool:
         if self.token is None or path in OPEN:
@@ -120,6 +148,9 @@ class LimitsMiddleware:
 
         A body that is too large is read to its end and dropped, up to `DRAINED` bytes: most clients read the
         answer only after they have sent everything.
+
+        Raises:
+            ClientDisconnect: the client left before the end of the body.
         """
         limit = self.limits.body_bytes
         length = headers.get(b"content-length", b"0")
@@ -128,13 +159,22 @@ class LimitsMiddleware:
         size, more = 0, True
         while more and size <= DRAINED:
             message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
             part = message.get("body", b"")
             size += len(part)
             too_large = too_large or size > limit
             if not too_large:
                 parts.append(part)
-            more = message["type"] != "http.disconnect" and message.get("more_body", False)
+            more = message.get("more_body", False)
         return None if too_large else b"".join(parts)
+
+
+async def _disconnect(receive: Receive) -> Message:
+    """Return the message that the client has left."""
+    while (message := await receive())["type"] != "http.disconnect":
+        pass
+    return message
 
 
 class HeaderTimeoutProtocol(H11Protocol):

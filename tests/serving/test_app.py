@@ -245,6 +245,67 @@ def test_a_client_that_leaves_does_not_affect_others(client):
     assert client.send("/classify", {"input": "good"})[0] == 200
 
 
+class HeldScorer(Scorer):
+    """A scorer that records its rows; each batch waits for `release`."""
+
+    def hold(self):
+        self.rows, self.release = [], threading.Event()
+        return self
+
+    def run_ids(self, rows):
+        self.rows += rows
+        assert self.release.wait(30)
+        return super().run_ids(rows)
+
+
+def wait_for(is_true):
+    """Wait until a condition holds, at most 20 seconds."""
+    end = time.monotonic() + 20
+    while not is_true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_rows_of_clients_that_left_do_not_run_and_are_counted(classifier):
+    scorer = HeldScorer(classifier.model, tokenizer=classifier.tokenizer).hold()
+    left = 'qth_requests_total{endpoint="/classify",status="499"} '
+
+    def sent(text, *, missing=0):
+        connection = socket.create_connection(("127.0.0.1", client.port))
+        body = json.dumps({"input": [text] * 4}).encode()
+        head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % (len(body) + missing) + body)
+        return connection
+
+    def waiting():
+        return client.send("/health")[1]["waiting_tokens"]
+
+    with running(scorer) as client, ThreadPoolExecutor(1) as pool:
+        try:
+            stays = pool.submit(client.send, "/classify", {"input": "I stay"})
+            wait_for(lambda: scorer.rows)
+            alone = waiting()
+            leaving = [sent("I leave")]
+            wait_for(lambda: waiting() > alone)
+            one = waiting() - alone
+            leaving += [sent("I leave") for _ in range(2)]
+            wait_for(lambda: waiting() == alone + 3 * one)
+            leaving.append(sent("I leave before the end", missing=10))
+            time.sleep(0.05)
+            for connection in leaving:
+                connection.close()
+            wait_for(lambda: waiting() == alone)  # while the model is busy
+        finally:
+            scorer.release.set()
+        assert stays.result()[0] == 200
+        assert client.send("/classify", {"input": "good"})[0] == 200
+        metrics = client.send("/metrics")[1]
+        assert len(scorer.rows) == 2
+        assert waiting() == 0
+    assert left + "3.0" in metrics
+    assert 'endpoint="other",status="499"} 1.0' in metrics
+
+
 def test_the_token_opens_every_path_and_health_is_open(classifier):
     with running(classifier, token="secret") as client:
         assert client.send("/health")[0] == 200
