@@ -188,6 +188,12 @@ class BatchScorer:
             }
         return self._scorer
 
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """`model_revision` and `model_hash` of the model of this process, as in the columns."""
+        _ = self.scorer  # loads the model
+        return self._identity
+
     def _answers(self, columns: Columns) -> AnswerColumns:
         scorer = self.scorer
         if isinstance(scorer, Scorer) and scorer.is_title_scorer:
