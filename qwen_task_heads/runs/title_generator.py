@@ -143,8 +143,10 @@ class TitleGeneratorRun:
 
     def train(self, trainer: Any) -> None:
         """Check the length of the run, and train."""
+        from qwen_task_heads.tracking.open_trackers import name_for_texts
         from qwen_task_heads.training.run_checks import check_run
 
+        name_for_texts(self.args, self.trackers)  # trl logs its tables of completions to them
         check_run(trainer, save_total_limit=self.args.save_total_limit, loader=trainer.get_train_dataloader())
         start = time.monotonic()
         trainer.train()
@@ -167,7 +169,7 @@ class TitleGeneratorRun:
                 folder=folder,
             )
             finish_trackers(
-                self.trackers, folder=folder, metrics={}, settings=self._facts.settings, reported="train"
+                self.trackers, folder=folder, metrics={}, settings=self._facts.settings, reported=None
             )
 
 
