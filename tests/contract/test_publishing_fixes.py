@@ -319,6 +319,23 @@ def test_facts_without_a_card(run: Any, tmp_path: Path) -> None:
     assert send(folder, dry_run=tmp_path / "b")
 
 
+def test_a_card_that_cannot_be_read(run: Any, tmp_path: Path) -> None:
+    folder = run()
+    card = folder / "README.md"
+    with refused("hubcode/card_task_heads.py::read_card::where") as found:
+        card.write_text("---\nlicense: [mit\n---\n# Mine\n")
+        send(folder, dry_run=tmp_path / "a")
+    assert "correct it, or remove both lines" in found[0].fix
+    card.write_text("---\nlicense: mit\n---\n# Mine\n")
+    assert send(folder, dry_run=tmp_path / "b")
+    with refused("publishing/staging.py::_check_card::str(path)") as found:
+        card.write_bytes("# Größe\n".encode("latin-1"))
+        send(folder, dry_run=tmp_path / "c")
+    assert "save it in UTF-8" in found[0].fix
+    card.write_text("# Größe\n", encoding="utf-8")
+    assert send(folder, dry_run=tmp_path / "d")
+
+
 def test_a_missing_reference(run: Any) -> None:
     folder = run()
     with refused("verification/reference.py::read_reference::str(path)") as found:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
+from problem_assertions import raises_problem
 from rendered_card import Rendered
 
 from qwen_task_heads import build
@@ -520,6 +521,55 @@ def test_a_card_without_metadata_gets_them_only_if_facts_are_stated():
     found = kept_card("# My own words\n", **place, facts=CardFacts(license="mit"))
     assert ModelCard(found).data.license == "mit"
     assert "# My own words\n" in found
+
+
+OWN = "# My own words\n\n## Load\n\nAs you like.\n\n---\n\nkey: value\n\n---\n"
+STATED = CardFacts(license="mit", dataset_id="me/data")
+
+
+@pytest.mark.parametrize(
+    ("front", "kept"),
+    [
+        ("", []),
+        ("---\n---\n", []),
+        ("---\n# Notes\n---\n", ["# Notes"]),
+        ("\ufeff---\nthumbnail: a.png\n---\n", ["thumbnail: a.png"]),
+        ("---\nthumbnail: a.png  # of last year\n# Notes\n---\n", ["of last year", "# Notes"]),
+        ("---\ndatasets: me/other\nday: 2020-01-01\n---\n", ["- me/other", "day: 2020-01-01"]),
+        ("---\nlicence: {name: mine}\nmodel_name: 3\n---\n", ["  name: mine"]),
+    ],
+)
+@pytest.mark.parametrize("form", ["saved", "stock"])
+def test_no_text_of_a_card_by_hand_is_lost(front, kept, form):
+    place = {"repo_id": "me/t", "hub": "modelscope", "form": form}
+    found = kept_card(front + OWN, **place, facts=STATED)
+    data = ModelCard(found).data
+    assert (data.license, data.datasets[0]) == ("mit", "me/data")
+    assert OWN.rstrip() in found
+    assert all(part in found.split("\n---\n")[0] for part in kept)
+    # a section of another name has the code that loads this form, in place of a replaced heading
+    assert ('from_pretrained("me/t"' in found) == (form == "stock")
+    assert 'snapshot_download("me/t")' in found
+    unchanged = kept_card(front + OWN, repo_id="me/t", hub="huggingface", facts=NOTHING_STATED)
+    assert "3" in front or unchanged == (front + OWN).removeprefix("\ufeff")
+
+
+@pytest.mark.parametrize(
+    "front",
+    [
+        "---\nlicense: [mit\n---\n",
+        "---\n- a\n---\n",
+        "---\nHello\n---\n",
+        "---\nlicense: mit\n",
+        "---\n1: one\n---\n",
+        "---\nlicense:\tmit\n\tx: y\n---\n",
+        "---\nmodel-index: nonsense\n---\n",
+    ],
+)
+def test_front_matter_that_cannot_be_read_is_refused(front):
+    text = front + ("# My own words\n" if front.count("---") == 1 else OWN)
+    with raises_problem("file-format", "README.md", match="front matter"):
+        kept_card(text, repo_id="me/t", hub="huggingface", facts=STATED)
 
 
 def test_invalid_facts_are_refused_together():
