@@ -177,9 +177,12 @@ def name_card(text: str, repo_id: str, *, revision: str | None = None, tags: lis
     old = page.data.get("model_name")
     body = page.text.replace(f"{HERE_NOTE}\n\n", "")
     named = json.dumps(repo_id) + (f", revision={json.dumps(revision)}" if revision else "")
-    for name in {HERE, old or HERE}:
+    for name in {HERE, str(old or HERE)}:
         for before in ("(", "model="):
             body = body.replace(f"{before}{json.dumps(name)}", f"{before}{named}")
+        # Commands of servers and their requests
+        body = re.sub(rf"(--model |vllm serve ){re.escape(name)}(?=\s)", rf"\g<1>{repo_id}", body)
+        body = body.replace(f'"model": {json.dumps(name)}', f'"model": {json.dumps(repo_id)}')
     lines = body.split("\n")
     if old and f"# {old}" in lines:
         lines[lines.index(f"# {old}")] = f"# {repo_id}"

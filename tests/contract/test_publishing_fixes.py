@@ -556,9 +556,17 @@ def test_a_server_command_of_a_folder_without_an_export(full: Path, tmp_path: Pa
 
 def test_a_server_command_of_an_adapter(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["PooledClassifier"]}', encoding="utf-8")
-    with refused("export/servers.py::_read::str(folder)#2") as found:
+    with refused("export/servers.py::_in_vllm::str(folder)") as found:
         serve_command(tmp_path)
     assert found[0].fix == "publish it by qth publish --form merged or --form stock"  # as in test_publish
+
+
+def test_a_server_command_of_a_model_that_attends_to_both_sides(classifier: Any, tmp_path: Path) -> None:
+    model, words = classifier(bidirectional=True)
+    save(model, tokenizer=words, folder=tmp_path / "own")
+    with refused("export/servers.py::_in_vllm::str(folder)#2") as found:
+        serve_command(tmp_path / "own")
+    assert found[0].fix == "serve it by qth serve"  # tests/serving/test_server.py does
 
 
 def test_settings_that_no_graph_supports(classifier: Any, tmp_path: Path) -> None:
