@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.inference.identity import model_hash
+from qwen_task_heads.inference.identity import identity_of
 from qwen_task_heads.inference.inputs import KEEP, rows_of
 from qwen_task_heads.inference.label_scorer import LabelScorer
 from qwen_task_heads.inference.loading import open_scorer
@@ -182,10 +182,7 @@ class BatchScorer:
             self._scorer = open_scorer(
                 self.model, revision=self.revision, hub=self.hub, progress=False, **self.loading
             )
-            self._identity = {
-                "model_revision": self._scorer.model.config.__dict__.get("_commit_hash"),
-                "model_hash": model_hash(self._scorer),
-            }
+            self._identity = identity_of(self._scorer)
         return self._scorer
 
     @property
