@@ -22,6 +22,7 @@ ASGIApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 SHOWN = 10  # problems in the message of a refusal
 LISTED = 2000  # problems in the list of a refusal: two of each row of the largest request
+READ_AHEAD = 2**22  # bytes of further requests that a connection may send before its answer
 DRAINED = 2**27  # bytes of a body over the limit that are read before the refusal
 LEFT = 499  # status in metrics, as in nginx, of a request whose client left; nobody reads it
 OPEN = ("/health",)  # paths without a token, for load balancers
@@ -39,17 +40,18 @@ def refusal(*problems: Problem) -> JSONResponse:
     status = STATUS.get(problems[0].code, 400)
     more = [f"and {len(problems) - SHOWN:,} more"] if len(problems) > SHOWN else []
     fields = ("code", "where", "problem", "expected", "fix")
-    body = {
-        "error": {
-            "code": problems[0].code,
-            "message": "\n".join([*map(str, problems[:SHOWN]), *more]),
-            "problems": [{name: vars(problem)[name] for name in fields} for problem in problems[:LISTED]],
-        }
-    }
+    listed = [{name: _whole(vars(problem)[name]) for name in fields} for problem in problems[:LISTED]]
+    message = _whole("\n".join([*map(str, problems[:SHOWN]), *more]))
+    body = {"error": {"code": problems[0].code, "message": message, "problems": listed}}
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
     headers |= {"Retry-After": "1"} if status == 503 else {}
     headers |= {"Connection": "close"} if status in (408, 413) else {}  # the rest of the body is not read
     return JSONResponse(body, status_code=status, headers=headers)
+
+
+def _whole(text: str) -> str:
+    """Escape halves of characters, which a request can quote and UTF-8 does not have."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class LimitsMiddleware:
@@ -178,10 +180,11 @@ async def _disconnect(receive: Receive) -> Message:
 
 
 class HeaderTimeoutProtocol(H11Protocol):
-    """HTTP/1.1 of uvicorn that closes a connection if the headers of a request do not arrive in time.
+    """HTTP/1.1 of uvicorn that closes a connection if a client does not send its headers or read its answer.
 
-    uvicorn limits only the time between requests. Without this a client that sends half a header keeps its
-    connection for ever.
+    uvicorn limits only the time between requests. Without this a client that sends half a header, or reads no
+    answer, keeps its connection for ever. One that sends further requests before its answer would fill the
+    memory: uvicorn reads ahead with each request.
     """
 
     read_seconds = RequestLimits.read_seconds
@@ -193,12 +196,24 @@ class HeaderTimeoutProtocol(H11Protocol):
         self._start_timer()
 
     def data_received(self, data: bytes) -> None:
-        """Stop the timer if the headers are complete."""
+        """Stop the timer if the headers are complete; close a connection that is far ahead of its answers."""
         super().data_received(data)
+        if len(self.conn.trailing_data[0]) > READ_AHEAD:
+            self.transport.abort()
         if self.conn.their_state is not h11.IDLE:
             self._stop_timer()
         elif self._timer is None:
             self._start_timer()
+
+    def pause_writing(self) -> None:
+        """Start the time in which the client must read, since the buffer of answers is full."""
+        super().pause_writing()
+        self._reading = self.loop.call_later(self.read_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stop the time in which the client must read."""
+        super().resume_writing()
+        self._reading.cancel()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the timer."""
