@@ -146,7 +146,11 @@ class TitleGeneratorRun:
         from qwen_task_heads.tracking.open_trackers import name_for_texts
         from qwen_task_heads.training.run_checks import check_run
 
-        name_for_texts(self.args, self.trackers)  # trl logs its tables of completions to them
+        # trl logs its tables of completions to those that are named.
+        without = [name for name in name_for_texts(self.args, self.trackers) if name in ("trackio", "wandb")]
+        if without and self.args.log_completions and trainer.accelerator.is_main_process:
+            message = f"Tables of completions are not sent to {' and '.join(without)}"
+            print(f"{message}: --log_predictions true sends them", flush=True)
         check_run(trainer, save_total_limit=self.args.save_total_limit, loader=trainer.get_train_dataloader())
         start = time.monotonic()
         trainer.train()

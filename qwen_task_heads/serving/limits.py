@@ -24,7 +24,7 @@ SHOWN = 10  # problems in the message of a refusal
 LISTED = 2000  # problems in the list of a refusal: two of each row of the largest request
 READ_AHEAD = 2**22  # bytes of further requests that a connection may send before its answer
 DRAINED = 2**27  # bytes of a body over the limit that are read before the refusal
-LEFT = 499  # status in metrics, as in nginx, of a request whose client left; nobody reads it
+LEFT = 499  # status in metrics, as in nginx, of a request whose client left before its answer
 OPEN = ("/health",)  # paths without a token, for load balancers
 STATUS = {
     "request-denied": 401,
@@ -133,8 +133,9 @@ class LimitsMiddleware:
                 await answer
                 return
             answer.cancel()
-            await asyncio.wait({answer})
-            await Response(status_code=LEFT)(scope, receive, send)
+            await asyncio.gather(answer, return_exceptions=True)
+            if not has_begun:
+                await Response(status_code=LEFT)(scope, receive, send)
         finally:
             answer.cancel()
             left.cancel()

@@ -61,7 +61,7 @@ def track(args: Any, *, task: Any) -> list[Tracker]:
     return [TRACKERS[name](args, **options) for name in dict.fromkeys(known)]
 
 
-def name_for_texts(args: Any, trackers: Sequence[Tracker]) -> None:
+def name_for_texts(args: Any, trackers: Sequence[Tracker]) -> list[str]:
     """Name in `args.report_to` the trackers that may have texts of the data, which trl reads before it logs.
 
     trl logs tables of texts by itself to the trackers in `report_to`, which `track` has emptied. Call it
@@ -71,6 +71,9 @@ def name_for_texts(args: Any, trackers: Sequence[Tracker]) -> None:
         args: `TrainingArguments` of the trainer.
         trackers: from `track`.
 
+    Returns:
+        The names of the trackers that get no texts, since they send them elsewhere.
+
     Source: `GRPOTrainer.log` of trl 1.16.
 
     Example:
@@ -78,11 +81,11 @@ def name_for_texts(args: Any, trackers: Sequence[Tracker]) -> None:
         >>> from qwen_task_heads.tracking.open_trackers import name_for_texts, track
         >>> from qwen_task_heads.training.arguments import DataArguments
         >>> args = TrainingArguments("runs/x", report_to="none", use_cpu=True)
-        >>> name_for_texts(args, track(args, task=DataArguments()))
-        >>> args.report_to
-        []
+        >>> name_for_texts(args, track(args, task=DataArguments())), args.report_to
+        ([], [])
     """
     args.report_to += [tracker.module for tracker in trackers if tracker.predictions]
+    return [tracker.module for tracker in trackers if not tracker.predictions]
 
 
 def finish_trackers(

@@ -205,7 +205,7 @@ def test_trackers_that_may_have_texts_are_named_where_trl_looks(
     args = arguments(tmp_path, name)
     trackers = track(args, task=DataArguments(log_predictions=asked))
     assert args.report_to == []
-    name_for_texts(args, trackers)
+    assert name_for_texts(args, trackers) == [name] * (not named)
     assert args.report_to == [name] * named
 
 
