@@ -20,6 +20,7 @@ from qwen_task_heads.inference.arguments import ScoreArguments as ScoreArguments
 from qwen_task_heads.inference.batch import BatchScorer as BatchScorer
 from qwen_task_heads.inference.batch_prediction import predict_file as predict_file
 from qwen_task_heads.inference.label_scorer import LabelScorer as LabelScorer
+from qwen_task_heads.inference.parquet_files import foreign_files as foreign_files
 from qwen_task_heads.inference.parquet_files import pending_files as pending_files
 from qwen_task_heads.inference.parquet_files import score_file as score_file
 from qwen_task_heads.inference.rewards import TitleReward as TitleReward

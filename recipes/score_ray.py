@@ -4,7 +4,9 @@ python recipes/score_ray.py --model me/news --input texts/ --output answers/ --a
 ray job submit -- python score_ray.py --model me/news --input /data/in --output /data/out --actors 8 --gpus 1
 
 Each input file gives an output file of the same name with the columns of `BatchScorer`. The same command
-resumes: files that exist are kept. An actor that dies is started again, and its file is scored again.
+resumes: files that exist are kept if their answers are of the same model. An actor that dies is started
+again, and its file is scored again. A file that cannot be scored is named at the end; the others are
+finished.
 """
 
 # /// script
@@ -15,7 +17,15 @@ resumes: files that exist are kept. An actor that dies is started again, and its
 import sys
 import time
 
-from qwen_task_heads import BatchScorer, ScoreArguments, pending_files, run_recipe, score_file
+from qwen_task_heads import (
+    BatchScorer,
+    ScoreArguments,
+    TaskHeadsError,
+    foreign_files,
+    pending_files,
+    run_recipe,
+    score_file,
+)
 
 
 def main() -> None:
@@ -34,17 +44,34 @@ def main() -> None:
             columns = {"text": args.text, "title": args.title, "prompt": args.prompt}
             self.scorer = BatchScorer(args.model, revision=args.revision, **columns)
 
-        def score(self, source: str, target: str) -> tuple[int, int]:
-            return score_file(self.scorer, source, target, batch_rows=args.batch_rows)
+        def model_hash(self) -> str | None:
+            return self.scorer.identity["model_hash"]
+
+        def score(self, source: str, target: str) -> tuple[int, int, TaskHeadsError | None]:
+            try:
+                return (*score_file(self.scorer, source, target, batch_rows=args.batch_rows), None)
+            except TaskHeadsError as error:  # of this file: the next one is scored
+                return 0, 0, error
 
     start = time.monotonic()
-    actors = ActorPool([Actor.remote() for _ in range(max(1, min(args.actors, len(files))))])
-    results = actors.map_unordered(lambda actor, paths: actor.score.remote(*map(str, paths)), files)
-    counts = list(tqdm(results, total=len(files), unit="file"))
-    rows, errors = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
+    actors = [Actor.remote()]
+    try:
+        model_hash = ray.get(actors[0].model_hash.remote())
+    except ray.exceptions.RayTaskError as error:  # its message has the traceback of the actor
+        raise error.cause from error
+    files += foreign_files(args.input, args.output, model_hash=model_hash, rescore=args.rescore)
+    actors += [Actor.remote() for _ in range(min(args.actors, len(files)) - 1)]
+    results = ActorPool(actors).map_unordered(
+        lambda actor, paths: actor.score.remote(*map(str, paths)), files
+    )
+    done = list(tqdm(results, total=len(files), unit="file"))
+    failed = [error for _, _, error in done if error]
+    rows, errors = sum(count for count, _, _ in done), sum(count for _, count, _ in done)
     seconds = time.monotonic() - start
-    print(f"{rows:,} rows of {len(files):,} files in {args.output}, {errors:,} with an error")
+    print(f"{rows:,} rows of {len(files) - len(failed):,} files in {args.output}, {errors:,} with an error")
     print(f"{rows / seconds:,.0f} rows per second with {args.actors} actors")
+    if failed:
+        raise TaskHeadsError([problem for error in failed for problem in error.problems])
 
 
 if __name__ == "__main__":

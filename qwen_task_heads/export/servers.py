@@ -11,15 +11,117 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen_task_heads.errors import error_at, shorten
+from qwen_task_heads.errors import TaskHeadsError, error_at, shorten
 from qwen_task_heads.export.llama_server import llama_command, llama_request
 from qwen_task_heads.gguf_weights import GGUF_FILE
 
 HEADS = ("PooledClassifier", "TitleScorer")
 JSON = "-H 'Content-Type: application/json'"
+ADDRESS = "http://localhost:8000"
+# Versions whose answers were compared with `Scorer`; see benchmarks/results/serve_matrix.md
+RUN_WITH = {
+    "vllm": "0.32.0",
+    "transformers": "5.23.0",
+    "transformers4": "4.57.6",
+    "infinity": "0.0.78",
+    "onnxruntime": "1.31.1",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """Facts of a folder that its commands and requests depend on.
+
+    Args:
+        architecture: class of the model.
+        dtype: of the weights of the backbone; the head is in fp32 in any case.
+        max_length: limit of the tokenizer, if it is lower than that of the model.
+        truncates_right: the tokenizer truncates the right side, as vLLM does.
+        pairs: a request has a second text.
+        is_adapter: the folder has no full weights.
+        bidirectional: tokens attend to both sides.
+    """
+
+    architecture: str
+    dtype: str = "float32"
+    max_length: int | None = None
+    truncates_right: bool = True
+    pairs: bool = False
+    is_adapter: bool = False
+    bidirectional: bool = False
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Served:
+        """Read the facts of a folder of `export_stock`, `export_reward_model` or `save`.
+
+        Raises:
+            TaskHeadsError: the folder has no such model.
+        """
+        folder = Path(folder)
+        config, tokenizer = _read(folder)
+        limit = tokenizer.get("model_max_length")
+        longest = config.get("max_position_embeddings") or config.get("n_positions") or 0
+        return cls(
+            architecture=config["architectures"][0],
+            dtype=str(config.get("dtype") or (config.get("text_config") or {}).get("dtype") or "float32"),
+            max_length=limit if limit and limit < longest else None,
+            truncates_right=tokenizer.get("truncation_side", "right") == "right",
+            pairs="between" in (config.get("template") or {}),
+            is_adapter=not any(folder.glob("*.safetensors")),
+            bidirectional=bool(config.get("bidirectional")),
+        )
+
+    @classmethod
+    def find(cls, folder: str | Path) -> Served | None:
+        """Return the facts of a folder; None for a model of another kind."""
+        try:
+            return cls.read(folder)
+        except TaskHeadsError:
+            return None
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the model is one of this package, which vLLM serves by the plugin."""
+        return self.architecture in HEADS
+
+    def command(self, name: str) -> str:
+        """Return the vLLM command of a model.
+
+        Args:
+            name: folder or repo id.
+        """
+        words = ["vllm", "serve", name, "--runner", "pooling", "--dtype", self.dtype]
+        if self.has_head:
+            return f"VLLM_PLUGINS=qwen_task_heads {shlex.join(words)}"
+        if self.max_length:
+            words += ["--max-model-len", str(self.max_length)]
+        if self.architecture.endswith("ForRewardModel"):
+            words += ["--pooler-config", '{"use_activation": false}']
+        return shlex.join(words)
+
+    def request(self, name: str) -> tuple[str, dict[str, Any], str]:
+        """Return path, body and the expression of the answer for one request, to `qth serve` or vLLM."""
+        if self.architecture == "TitleScorer":
+            return "/rank", {"titles": ["A plain title", "Another title"]}, 'answer["data"]'
+        text = [{"text": "A text", "text_pair": "Another text"}] if self.pairs else ["A text"]
+        body: dict[str, Any] = {"model": name, "input": text}
+        if self.has_head:
+            return "/classify", body, 'answer["data"]'
+        # vLLM truncates the right side. Tail truncation cannot be requested if a template precedes the text.
+        if self.truncates_right:
+            body["truncate_prompt_tokens"] = -1
+        if self.architecture.endswith("ForRewardModel"):
+            return "/pooling", body, 'answer["data"][0]["data"][-1]'
+        return "/classify", body, 'answer["data"][0]["probs"]'
+
+    def curl(self, name: str) -> str:
+        """Return the command that sends one request."""
+        path, body, _ = self.request(name)
+        return f"curl {ADDRESS}{path} {JSON} -d {shlex.quote(json.dumps(body, ensure_ascii=False))}"
 
 
 def serve_command(folder: str | Path, *, name: str | None = None) -> str:
@@ -36,7 +138,7 @@ def serve_command(folder: str | Path, *, name: str | None = None) -> str:
         name: name of the model in the command, such as a repo id; the folder if None.
 
     Raises:
-        TaskHeadsError: the folder has no such model, or an adapter.
+        TaskHeadsError: the folder has no such model, an adapter, or bidirectional attention.
 
     Example:
         >>> import tempfile
@@ -46,18 +148,9 @@ def serve_command(folder: str | Path, *, name: str | None = None) -> str:
         >>> serve_command(folder, name="me/titles")
         'VLLM_PLUGINS=qwen_task_heads vllm serve me/titles --runner pooling --dtype float32'
     """
-    config, tokenizer = _read(Path(folder))
     if Path(folder, GGUF_FILE).is_file():
-        return llama_command(Path(folder), config, tokenizer, name)
-    words = ["vllm", "serve", name or str(folder), "--runner", "pooling", "--dtype", _dtype(config)]
-    if _is_head(config):
-        return f"VLLM_PLUGINS=qwen_task_heads {shlex.join(words)}"
-    limit, longest = tokenizer.get("model_max_length"), config.get("max_position_embeddings")
-    if limit and limit < (longest or config.get("n_positions") or 0):
-        words += ["--max-model-len", str(limit)]
-    if config["architectures"][0].endswith("ForRewardModel"):
-        words += ["--pooler-config", '{"use_activation": false}']
-    return shlex.join(words)
+        return llama_command(Path(folder), *_read(Path(folder)), name)
+    return _in_vllm(folder).command(name or str(folder))
 
 
 def serve_example(folder: str | Path, *, name: str | None = None) -> str:
@@ -70,54 +163,28 @@ def serve_example(folder: str | Path, *, name: str | None = None) -> str:
     Raises:
         TaskHeadsError: see `serve_command`.
     """
-    config, tokenizer = _read(Path(folder))
     if Path(folder, GGUF_FILE).is_file():
-        return "\n".join([serve_command(folder, name=name), "", *llama_request(config, tokenizer)])
-    path, body, value = _request(config, tokenizer, name or str(folder))
+        return "\n".join([serve_command(folder, name=name), "", *llama_request(*_read(Path(folder)))])
+    served, name = _in_vllm(folder), name or str(folder)
+    path, body, value = served.request(name)
     return "\n".join(
         [
-            serve_command(folder, name=name),
+            served.command(name),
             "",
-            f"curl http://localhost:8000{path} {JSON} -d {shlex.quote(json.dumps(body, ensure_ascii=False))}",
+            served.curl(name),
             "",
             "import requests",
             "",
-            f'answer = requests.post("http://localhost:8000{path}", json={_literal(body)}).json()',
+            f'answer = requests.post("{ADDRESS}{path}", json={json.dumps(body, ensure_ascii=False)}).json()',
             f"print({value})",
         ]
     )
 
 
-def _request(config: dict[str, Any], tokenizer: dict[str, Any], name: str) -> tuple[str, dict[str, Any], str]:
-    """Return path, body and the expression of the answer for one request."""
-    if config["architectures"][0] == "TitleScorer":
-        return "/rank", {"titles": ["A plain title", "Another title"]}, 'answer["data"]'
-    body: dict[str, Any] = {"model": name, "input": ["A text"]}
-    if _is_head(config):
-        return "/classify", body, 'answer["data"]'
-    # vLLM truncates the right side. Tail truncation cannot be requested if a template precedes the text.
-    if tokenizer.get("truncation_side", "right") == "right":
-        body["truncate_prompt_tokens"] = -1
-    if config["architectures"][0].endswith("ForRewardModel"):
-        return "/pooling", body, 'answer["data"][0]["data"][-1]'
-    return "/classify", body, 'answer["data"][0]["probs"]'
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the configs of the model and the tokenizer."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    classes = config.get("architectures") or [None]
-    served = str(classes[0]).endswith(("ForSequenceClassification", "ForRewardModel")) or _is_head(config)
-    if not served:
-        raise error_at(
-            str(folder),
-            f"found {shorten(classes[0])}" if config else "config.json is missing",
-            "a folder of export_stock(), export_reward_model(), export_gguf() or save()",
-            "export the model first",
-            code="model-type" if config else "model-not-found",
-        )
-    if not (folder / GGUF_FILE).is_file() and not any(folder.glob("*.safetensors")):
+def _in_vllm(folder: str | Path) -> Served:
+    """Read the facts of a folder; raise if vLLM does not load its model."""
+    served = Served.read(folder)
+    if served.is_adapter:
         raise error_at(
             str(folder),
             "found an adapter",
@@ -125,20 +192,31 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             "publish it by qth publish --form merged or --form stock",
             code="model-unsupported",
         )
-    tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    return config, tokenizer
+    if served.bidirectional:
+        raise error_at(
+            str(folder),
+            "found bidirectional attention",
+            "causal attention, as vLLM's decoders have",
+            "serve it by qth serve",
+            code="model-unsupported",
+        )
+    return served
 
 
-def _is_head(config: dict[str, Any]) -> bool:
-    return (config.get("architectures") or [None])[0] in HEADS
-
-
-def _dtype(config: dict[str, Any]) -> str:
-    """Return the dtype of the backbone's weights; the head is in fp32 in any case."""
-    stated = config.get("dtype") or (config.get("text_config") or {}).get("dtype")
-    return str(stated or "float32")
-
-
-def _literal(body: dict[str, Any]) -> str:
-    """Return Python source of a body, with double quotes."""
-    return json.dumps(body, ensure_ascii=False)
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the configs of the model and the tokenizer."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    architecture = str((config.get("architectures") or [None])[0])
+    if architecture not in HEADS and not architecture.endswith(
+        ("ForSequenceClassification", "ForRewardModel")
+    ):
+        raise error_at(
+            str(folder),
+            f"found {shorten(architecture)}" if config else "config.json is missing",
+            "a folder of export_stock(), export_reward_model(), export_gguf() or save()",
+            "export the model first",
+            code="model-type" if config else "model-not-found",
+        )
+    path = folder / "tokenizer_config.json"
+    return config, json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -14,9 +14,13 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .errors_task_heads import TaskHeadError
+
 # The name in the load snippet of a folder without a repo, and the note under it, which `name_card` removes.
 HERE = "."
 HERE_NOTE = 'Run this in the folder of the card, or put its path or the id of its repo in place of `"."`.'
+# Front matter, as the hub reads it: from a line --- at the start to the next one
+FRONT = re.compile(r"\s*---[ \t\r]*\n(.*?\n)??---[ \t\r]*(?:\n|\Z)", re.DOTALL)
 UNSTATED_USE = "Texts like those that it was trained on. Its owner stated nothing else."
 
 
@@ -169,25 +173,78 @@ def name_card(text: str, repo_id: str, *, revision: str | None = None, tags: lis
         >>> print(name_card('load.from_pretrained(".")', "me/b"))
         load.from_pretrained("me/b")
     """
-    page = ModelCard(text, ignore_metadata_errors=True) if text.startswith("---\n") else None
-    old = page.data.get("model_name") if page else None
-    body = (page.text if page else text).replace(f"{HERE_NOTE}\n\n", "")
+    front, page = read_card(text)
+    old = page.data.get("model_name")
+    body = page.text.replace(f"{HERE_NOTE}\n\n", "")
     named = json.dumps(repo_id) + (f", revision={json.dumps(revision)}" if revision else "")
-    for name in {HERE, old or HERE}:
+    for name in {HERE, str(old or HERE)}:
         for before in ("(", "model="):
             body = body.replace(f"{before}{json.dumps(name)}", f"{before}{named}")
+        # Commands of servers and their requests
+        body = re.sub(rf"(--model |vllm serve ){re.escape(name)}(?=\s)", rf"\g<1>{repo_id}", body)
+        body = body.replace(f'"model": {json.dumps(name)}', f'"model": {json.dumps(repo_id)}')
     lines = body.split("\n")
     if old and f"# {old}" in lines:
         lines[lines.index(f"# {old}")] = f"# {repo_id}"
-    body = "\n".join(lines)
-    if page is None or not (old or tags):  # metadata written by hand keeps its layout
-        return text.removesuffix(page.text if page else text) + body
-    page.text = body
+    page.text = "\n".join(lines)
     if old:
         page.data["model_name"] = repo_id
-    if tags:
+    if tags and front:
         page.data["tags"] = list(dict.fromkeys([*(page.data.get("tags") or []), *tags]))
-    return str(page)
+    return card_text(page, front=front)
+
+
+def read_card(text: str, *, where: str = "README.md") -> tuple[str, ModelCard]:
+    """Return the front matter of a card as text, and the card, whose body begins after it.
+
+    Args:
+        text: text of the card, which may be written by hand.
+        where: place in the error.
+
+    Raises:
+        TaskHeadError: front matter that the hub cannot read: nothing of it may be lost.
+
+    Example:
+        >>> from qwen_task_heads.hubcode.card_task_heads import read_card
+        >>> front, page = read_card("---\\nlicense: mit\\n---\\n# Mine\\n")
+        >>> page.data.license, page.text
+        ('mit', '# Mine\\n')
+    """
+    text = text.removeprefix("\ufeff")
+    found = FRONT.match(text)
+    front = text[: found.end()] if found else ""
+    problem = "" if found or not re.match(r"\s*---[ \t\r]*\n", text) else "it has no end"
+    fields = (found[1] if found else "") or "{}\n"
+    try:
+        # Without metadata the class would search for them in the text.
+        page = ModelCard(f"---\n{fields}---\n{text[len(front) :]}")
+    except Exception as error:  # noqa: BLE001 - errors of yaml, which this file does not import
+        problem = " ".join(str(error).split())[:200]
+    if problem:
+        raise TaskHeadError(
+            where,
+            f"the front matter cannot be read ({problem})",
+            "YAML fields between two lines of ---",
+            "correct it, or remove both lines",
+            code="file-format",
+        )
+    return front, page
+
+
+def card_text(page: ModelCard, *, front: str) -> str:
+    """Return the text of a card that was changed; unchanged front matter is kept as it is.
+
+    Args:
+        page: from `read_card`, with other fields or another body.
+        front: from `read_card`; its lines with comments are kept above the new fields.
+    """
+    fields = page.data.to_dict()
+    if not fields or (front and read_card(front)[1].data.to_dict() == fields):
+        return front + page.text
+    first, rest = str(page).split("\n", 1)
+    comments = [line for line in front.splitlines() if "#" in line and line not in rest.splitlines()]
+    comments = [line if line.lstrip().startswith("#") else f"# {line}" for line in comments]
+    return "\n".join([first, *comments, rest])
 
 
 def _layers(config: Any) -> str:

@@ -9,10 +9,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
 from transformers.utils import cached_file
 
-from .card_task_heads import basic_card
+from .card_task_heads import basic_card, card_text, read_card
 from .hashes_task_heads import (
     CARD,
     DRAFT,
@@ -121,10 +120,10 @@ def write_card(
             return
         if not is_draft and manifest.get("files", {}).get(CARD) != sha256(path):  # edited
             if facts:
-                page = ModelCard(text, ignore_metadata_errors=True)
+                front, page = read_card(text, where=str(path))
                 for name, value in facts.items():
                     page.data[name] = value
-                path.write_text(str(page), encoding="utf-8")
+                path.write_text(card_text(page, front=front), encoding="utf-8")
             return
         # Keep metrics that another process measured.
         if metrics is None and not facts and not is_draft:

@@ -2,8 +2,8 @@
 
 The endpoint loads this file by its path, outside any package, so it has no relative imports. It loads the
 model and the encoder from the code files in the same folder, as transformers loads remote code. The ids are
-those of training. Bad input raises an error whose message the endpoint returns; it does not affect the next
-request.
+those of training. Bad input raises a `RequestError`, whose message the endpoint returns. The next request is
+not affected.
 """
 
 from __future__ import annotations
@@ -13,17 +13,47 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoTokenizer
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 BATCH = 32  # rows per pass
+SHOWN = 10  # problems in a message
 TEXT = "a text that is not empty"
 SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, which JSON can hold and no tokenizer reads
 # Rows of ids, and a function from their logits to the answer
 Request = tuple[list[list[int]], Callable[[torch.Tensor], list[Any]]]
+
+
+class RequestProblem(NamedTuple):
+    """One defect of a request, with the fields of `TaskHeadError`."""
+
+    where: str
+    problem: str
+    expected: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.problem}. Expected {self.expected}. Fix: {self.fix}."
+
+
+class RequestError(ValueError):
+    """A request with defects.
+
+    Args:
+        problems: all of them; the message has the first 10.
+    """
+
+    def __init__(self, problems: Sequence[RequestProblem]) -> None:
+        self.problems = tuple(problems)
+        more = [f"and {len(self.problems) - SHOWN} more"] if len(self.problems) > SHOWN else []
+        super().__init__("\n".join([*map(str, self.problems[:SHOWN]), *more]))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return what pickle makes the error of, as processes send it to each other."""
+        return type(self), (self.problems,)
 
 
 class EndpointHandler:
@@ -78,7 +108,7 @@ class EndpointHandler:
         """Answer one request, `{"inputs": ..., "parameters": {...}}`.
 
         Raises:
-            ValueError: bad input; one message lists all problems.
+            RequestError: bad input, with all problems.
         """
         rows, answer_of = self.read(data)
         return answer_of(self.run(rows))
@@ -95,19 +125,20 @@ class EndpointHandler:
             n rows of ids, and a function from their logits (n, L) to the answer.
 
         Raises:
-            ValueError: bad input; one message lists all problems.
+            RequestError: bad input, with all problems.
         """
         if not isinstance(data, dict) or "inputs" not in data:
-            raise ValueError(_problem("request", data, '{"inputs": ..., "parameters": {...}}', "pass inputs"))
+            raise RequestError(
+                [_problem("request", data, '{"inputs": ..., "parameters": {...}}', "pass inputs")]
+            )
         inputs, parameters = data["inputs"], data.get("parameters") or {}
         if not isinstance(parameters, dict):
-            raise ValueError(_problem("parameters", parameters, "an object", "pass an object"))
+            raise RequestError([_problem("parameters", parameters, "an object", "pass an object")])
         single = isinstance(inputs, (str, dict))
         items = [inputs] if single else inputs
         if not isinstance(items, list) or not items:
-            raise ValueError(
-                _problem("inputs", inputs, "a text, an object or a list of them", "pass one of them")
-            )
+            expected = "a text, an object or a list of them"
+            raise RequestError([_problem("inputs", inputs, expected, "pass one of them")])
         of_titles = self.scores_titles and isinstance(items[0], str)
         answer = self._titles if of_titles else self._rankings if self.scores_titles else self._labels
         rows, to_answers = answer(items, dict(parameters))
@@ -241,19 +272,18 @@ class EndpointHandler:
         return torch.cat(found)
 
 
-def _problem(where: str, found: Any, expected: str, fix: str) -> str:
-    """Format a problem as `TaskHeadError` does, with the value cut to 80 characters."""
+def _problem(where: str, found: Any, expected: str, fix: str) -> RequestProblem:
+    """Return the problem of a value, which is cut to 80 characters."""
     text = repr(found)
-    return f"{where}: found {text[:80]}{'...' * (len(text) > 80)}. Expected {expected}. Fix: {fix}."
+    return RequestProblem(where, f"found {text[:80]}{'...' * (len(text) > 80)}", expected, fix)
 
 
-def _raise(problems: list[str]) -> None:
+def _raise(problems: Sequence[RequestProblem]) -> None:
     if problems:
-        more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
-        raise ValueError("\n".join(problems[:10] + more))
+        raise RequestError(problems)
 
 
-def _texts(texts: Sequence[Any], where: str) -> list[str]:
+def _texts(texts: Sequence[Any], where: str) -> list[RequestProblem]:
     return [
         _problem(f"{where}[{index}]" if len(texts) > 1 else where, text, TEXT, "pass a text, or drop it")
         for index, text in enumerate(texts)
@@ -261,18 +291,18 @@ def _texts(texts: Sequence[Any], where: str) -> list[str]:
     ]
 
 
-def _unknown(parameters: dict[str, Any], expected: str) -> list[str]:
+def _unknown(parameters: dict[str, Any], expected: str) -> list[RequestProblem]:
     return [_problem(f"parameters.{name}", parameters[name], expected, "drop it") for name in parameters]
 
 
-def _top_k(parameters: dict[str, Any]) -> tuple[int | None, list[str]]:
+def _top_k(parameters: dict[str, Any]) -> tuple[int | None, list[RequestProblem]]:
     value = parameters.pop("top_k", None)
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
         return value, []
     return None, [_problem("parameters.top_k", value, "a whole number of at least 1", "raise or drop it")]
 
 
-def _number(value: Any) -> tuple[float | None, list[str]]:
+def _number(value: Any) -> tuple[float | None, list[RequestProblem]]:
     """Read a probability, which is a text if it was a parameter of a URL."""
     try:
         number = -1.0 if isinstance(value, bool) else float(value)

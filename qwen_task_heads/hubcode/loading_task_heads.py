@@ -27,21 +27,17 @@ from .configuration_task_heads import MODEL_TYPES
 from .errors_task_heads import TaskHeadError, refuse
 from .folder_task_heads import ADAPTER
 from .hashes_task_heads import check_base, models_cache
+from .probe_task_heads import probe_difference
 from .saving_task_heads import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
-    QUANTIZED,
     SEE_SAVE,
     WEIGHTS,
     StrictSaving,
     backbone_names,
-    is_quantized,
 )
 
 HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-# Largest difference, relative to the largest stored logit, that rounding can cause: between kernels in fp32,
-# and between half precision and any dtype. Relative, because a new MLP head gives logits of 1e-4.
-PROBE_TOLERANCE = {torch.float32: 2e-4, torch.float64: 2e-4, torch.bfloat16: 8e-2, torch.float16: 3e-2}
 
 
 class StrictLoading(StrictSaving):
@@ -173,30 +169,16 @@ class StrictLoading(StrictSaving):
         Raises:
             ValueError: logits that differ by more than the rounding of the dtypes.
         """
-        probe = self.config.probe
-        if not probe:
+        if not self.config.probe:
             return
-        expected = torch.tensor(probe["logits"], dtype=torch.float64)
-        found = self.probe_logits(torch.tensor(probe["input_ids"])).double()
-        if found.shape != expected.shape:
-            raise TaskHeadError(
-                f"{where} probe",
-                f"found logits of shape {tuple(found.shape)}",
-                f"{tuple(expected.shape)}",
-                "restore the saved config",
-                code="config-invalid",
-            )
-        by_name = {str(dtype).split(".")[-1]: limit for dtype, limit in PROBE_TOLERANCE.items()}
-        dtypes = (str(self.dtype).split(".")[-1], str(probe.get("dtype")))
-        tolerance = max(by_name.get(name, 8e-2) for name in dtypes)
-        if is_quantized(self.config) or QUANTIZED in dtypes:
-            tolerance = torch.finfo(torch.float64).max
-        difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
-        if not difference <= tolerance:  # also true for NaN
+        found = self.probe_logits(torch.tensor(self.config.probe["input_ids"]))
+        dtype = str(self.dtype).removeprefix("torch.")
+        difference, limit = probe_difference(self.config, found, dtype=dtype, where=f"{where} probe")
+        if not difference <= limit:  # also true for NaN
             raise TaskHeadError(
                 f"{where} probe",
                 f"the logits differ from the stored ones by {difference:.2g}, relative to the largest",
-                f"at most {tolerance:.0e} in {self.dtype}",
+                f"at most {limit:.0e} in {dtype}",
                 "fetch weights, base and code again, or pass verify=False to load them as they are",
                 code="model-corrupted",
             )

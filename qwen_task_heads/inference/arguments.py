@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 
 import torch
 
+from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubs import HUBS, HUGGINGFACE
 from qwen_task_heads.inference.engine_options import EngineSpec, PromptOptions, parse_engines
 from qwen_task_heads.tokenization.label_prompts import MAX_LENGTH
@@ -240,3 +241,17 @@ class ScoreArguments(CommandLineOptions):
     prompt: str | None = field(default=None, metadata={"help": "Column of prompts, for a title scorer."})
     batch_rows: int = field(default=1024, metadata={"help": "Rows read and scored at a time."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
+    rescore: bool = field(
+        default=False, metadata={"help": "Score files again whose answers are of another model."}
+    )
+
+    def __post_init__(self) -> None:
+        least = {"actors": (self.actors >= 1, "1 or more"), "batch_rows": (self.batch_rows >= 1, "1 or more")}
+        least |= {"cpus": (self.cpus > 0, "more than 0"), "gpus": (self.gpus >= 0, "0 or more")}
+        problems = [
+            Problem(f"--{name}", f"found {vars(self)[name]:g}", expected, "raise it", code="option-range")
+            for name, (fits, expected) in least.items()
+            if not fits
+        ]
+        if problems:
+            raise TaskHeadsError(problems)

@@ -11,20 +11,30 @@ further columns. Every worker loads the model at its first batch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.inference.identity import model_hash
+from qwen_task_heads.inference.identity import identity_of
 from qwen_task_heads.inference.inputs import KEEP, rows_of
 from qwen_task_heads.inference.label_scorer import LabelScorer
 from qwen_task_heads.inference.loading import open_scorer
-from qwen_task_heads.inference.predictions import FailedScore, Prediction, problem_type_of
+from qwen_task_heads.inference.predictions import FailedScore, answer_columns, arrow_type
 from qwen_task_heads.inference.scorer import Scorer
 
 Columns = dict[str, list[Any]]
+
+
+class Answers(NamedTuple):
+    """A column of answers."""
+
+    values: list[Any]
+    key: str  # of `arrow_type`: a batch may have no answer from which the type could be read
+
+
+AnswerColumns = dict[str, Answers]
 
 
 @runtime_checkable
@@ -159,7 +169,7 @@ class BatchScorer:
                     for name in taken
                 ]
             )
-        return _with_columns(batch, answers, prefix=self.prefix)
+        return _with_columns(batch, answers)
 
     def frames(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Yield the answers of an iterator of batches, as Spark's `mapInPandas` calls functions."""
@@ -172,31 +182,34 @@ class BatchScorer:
             self._scorer = open_scorer(
                 self.model, revision=self.revision, hub=self.hub, progress=False, **self.loading
             )
-            self._identity = {
-                "model_revision": self._scorer.model.config.__dict__.get("_commit_hash"),
-                "model_hash": model_hash(self._scorer),
-            }
+            self._identity = identity_of(self._scorer)
         return self._scorer
 
-    def _answers(self, columns: Columns) -> Columns:
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """`model_revision` and `model_hash` of the model of this process, as in the columns."""
+        _ = self.scorer  # loads the model
+        return self._identity
+
+    def _answers(self, columns: Columns) -> AnswerColumns:
         scorer = self.scorer
         if isinstance(scorer, Scorer) and scorer.is_title_scorer:
             answers = self._rankings(scorer, columns) if self.titles else self._scores(scorer, columns)
         else:
             answers = self._predictions(scorer, columns)
-        count = len(answers["error"])
-        answers |= {name: [value] * count for name, value in self._identity.items()}
-        return {f"{self.prefix}{name}": values for name, values in answers.items()}
+        count = len(answers["error"].values)
+        answers |= {name: Answers([value] * count, name) for name, value in self._identity.items()}
+        return {f"{self.prefix}{name}": column for name, column in answers.items()}
 
-    def _scores(self, scorer: Scorer, columns: Columns) -> Columns:
+    def _scores(self, scorer: Scorer, columns: Columns) -> AnswerColumns:
         prompts = [value or "" for value in self._column(columns, self.prompt)] if self.prompt else None
         scores = scorer.score(self._column(columns, self.title), prompts=prompts, on_error=KEEP)
         return {
-            "score": [float(score) for score in scores],
-            "error": [_error_of(score) for score in scores],
+            "score": Answers([float(score) for score in scores], "score"),
+            "error": Answers([_error_of(score) for score in scores], "error"),
         }
 
-    def _rankings(self, scorer: Scorer, columns: Columns) -> Columns:
+    def _rankings(self, scorer: Scorer, columns: Columns) -> AnswerColumns:
         """Score all titles of a batch together; the titles of a row share the state of its prompt."""
         lists, wrong = [], {}
         for row, value in enumerate(self._column(columns, self.titles)):
@@ -227,31 +240,42 @@ class BatchScorer:
             answers["probabilities"].append(None if errors else values.softmax(0).tolist())
             answers["best"].append(None if errors else titles[int(values.argmax())])
             answers["error"].append("\n".join(errors) or None)
-        return answers
+        return {name: Answers(values, name) for name, values in answers.items()}
 
-    def _predictions(self, scorer: Scorer | LabelScorer, columns: Columns) -> Columns:
+    def _predictions(self, scorer: Scorer | LabelScorer, columns: Columns) -> AnswerColumns:
         options: dict[str, Any] = {**self.options, "on_error": KEEP}
         if self.text_pair:
             options["text_pairs"] = [value or "" for value in self._column(columns, self.text_pair)]
         found = scorer.predict(self._column(columns, self.text), **options)
-        kind = problem_type_of(scorer.config)
-        answers: Columns = {}
-        if kind == "multi_label_classification":
-            answers["labels"] = [None if row.error else list(row.labels or ()) for row in found]
-        elif kind == "regression":
-            names = ["score"] if scorer.config.num_labels == 1 else list(scorer.config.id2label.values())
-            for index, name in enumerate(names):
-                answers[name] = [_value(row, index) for row in found]
-        else:
-            answers["label"] = [row.label for row in found]
-            answers["probability"] = [row.probability for row in found]
-            if kind == "ordinal":
-                answers["expected_rank"] = [row.expected_rank for row in found]
-        if self.probabilities and kind != "regression":
-            answers["probabilities"] = [
-                None if row.error else list(row.probabilities.values()) for row in found
-            ]
-        return {**answers, "error": [row.error for row in found]}
+        rows = [prediction.as_dict(digits=None) for prediction in found]
+        names = [scorer.config.id2label[index] for index in range(scorer.config.num_labels)]
+        answers: AnswerColumns = {}
+        for key in answer_columns(scorer.config):
+            if key == "scores":  # of several outputs: a column for each
+                self._check_outputs(names)
+                lists = [row.get(key) or dict.fromkeys(names, float("nan")) for row in rows]
+                answers |= {name: Answers([row[name] for row in lists], "score") for name in names}
+            elif key == "probabilities":
+                if self.probabilities:
+                    values = [[row[key][name] for name in names] if key in row else None for row in rows]
+                    answers[key] = Answers(values, key)
+            else:
+                missing = float("nan") if key == "score" else None
+                answers[key] = Answers([row.get(key, missing) for row in rows], key)
+        return {**answers, "error": Answers([row.get("error") for row in rows], "error")}
+
+    def _check_outputs(self, names: list[str]) -> None:
+        """Raise for outputs of a regression with the name of another column."""
+        if taken := [name for name in names if name in ("error", *self._identity)]:
+            raise TaskHeadsError(
+                Problem(
+                    f"column {self.prefix + taken[0]!r}",
+                    f"found an output of the model named {taken[0]!r}",
+                    "outputs with other names",
+                    "call Scorer.predict, which returns all outputs in `scores`",
+                    code="column-ambiguous",
+                )
+            )
 
     def _column(self, columns: Columns, name: str | None) -> list[Any]:
         if name not in columns:
@@ -269,13 +293,6 @@ class BatchScorer:
 
 def _error_of(score: float) -> str | None:
     return score.error if isinstance(score, FailedScore) else None
-
-
-def _value(row: Prediction, index: int) -> float:
-    """Return one output of a regression; NaN for an invalid row."""
-    if row.error:
-        return float("nan")
-    return list(row.scores.values())[index]
 
 
 def _columns_of(batch: Any) -> Columns:
@@ -305,18 +322,18 @@ def _plain(value: Any) -> Any:
     return None if is_null else value
 
 
-def _with_columns(batch: Any, answers: Columns, *, prefix: str) -> Any:
-    if isinstance(batch, Mapping):
-        arrays = any(isinstance(values, np.ndarray) for values in batch.values())
-        return {**batch, **(answers if not arrays else {k: _array(v) for k, v in answers.items()})}
+def _with_columns(batch: Any, answers: AnswerColumns) -> Any:
     if isinstance(batch, ArrowTable):
         import pyarrow as pa
 
-        for name, values in answers.items():
-            # Typed by the model and not by the values: a batch may have no answer of a column.
-            batch = batch.append_column(name, pa.array(values, _arrow_type(name, prefix)))
+        for name, column in answers.items():
+            batch = batch.append_column(name, pa.array(column.values, arrow_type(column.key)))
         return batch
-    return batch.assign(**answers)
+    values = {name: column.values for name, column in answers.items()}
+    if isinstance(batch, Mapping):
+        arrays = any(isinstance(column, np.ndarray) for column in batch.values())
+        return {**batch, **(values if not arrays else {k: _array(v) for k, v in values.items()})}
+    return batch.assign(**values)
 
 
 def _array(values: Sequence[Any]) -> np.ndarray[Any, Any]:
@@ -326,19 +343,3 @@ def _array(values: Sequence[Any]) -> np.ndarray[Any, Any]:
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array
-
-
-LISTS_OF_TEXTS, LISTS_OF_FLOATS = ("labels",), ("scores", "probabilities")
-TEXTS = ("label", "best", "error", "model_revision", "model_hash")
-
-
-def _arrow_type(name: str, prefix: str) -> Any:
-    """Return the Arrow type of a column of answers."""
-    import pyarrow as pa
-
-    column = name.removeprefix(prefix)
-    if column in LISTS_OF_TEXTS:
-        return pa.list_(pa.string())
-    if column in LISTS_OF_FLOATS:
-        return pa.list_(pa.float64())
-    return pa.string() if column in TEXTS else pa.float64()

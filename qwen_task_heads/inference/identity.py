@@ -70,3 +70,9 @@ def model_hash(scorer: Scorer | LabelScorer, *, asked: Any = None) -> str:
     made, samples = scorer.stored
     content["weights"] = samples if made == state_of(scorer.model) else sample_weights(scorer.model)
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def identity_of(scorer: Scorer | LabelScorer) -> dict[str, str | None]:
+    """Return `model_revision`, the commit on the hub if there is one, and `model_hash`."""
+    revision = scorer.model.config.__dict__.get("_commit_hash")
+    return {"model_revision": revision, "model_hash": model_hash(scorer)}

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, reason_of
 
 SUFFIX = ".parquet"
+HASH, NO_ROWS = "predicted_model_hash", ""
 
 
 def pending_files(source: str | Path, target: str | Path) -> list[tuple[Path, Path]]:
-    """Return the input files without an output file, each with the path of its output.
+    """Return the input files without an output file, each with the path of its output; see `foreign_files`.
 
     Args:
         source: a Parquet file, or a folder with Parquet files at any depth.
@@ -22,7 +25,63 @@ def pending_files(source: str | Path, target: str | Path) -> list[tuple[Path, Pa
     Raises:
         TaskHeadsError: no Parquet file, or an output inside of the input.
     """
-    source, target = Path(source), Path(target)
+    return [pair for pair in _pairs(Path(source), Path(target)) if not pair[1].exists()]
+
+
+def foreign_files(
+    source: str | Path, target: str | Path, *, model_hash: str, rescore: bool = False
+) -> list[tuple[Path, Path]]:
+    """Return the input files whose output has answers of another model, each with the path of its output.
+
+    The hash is that of `BatchScorer.identity`: a new commit of a repo with the same weights and config is the
+    same model. An output without rows has no answers.
+
+    Args:
+        source: a Parquet file, or a folder with Parquet files at any depth.
+        target: folder of the output.
+        model_hash: hash of the model now.
+        rescore: return the files instead of an error.
+
+    Raises:
+        TaskHeadsError: outputs of another model, or outputs that cannot be read, unless `rescore`.
+    """
+    problems, foreign = [], []
+    for path, output in _pairs(Path(source), Path(target)):
+        found = _hash_of(output) if output.exists() else NO_ROWS
+        if found in (model_hash, NO_ROWS):
+            continue
+        foreign.append((path, output))
+        problems.append(
+            Problem(
+                str(output),
+                f"found answers of the model {found[:12]}" if found else "found no answers of a model",
+                f"answers of the model now, {model_hash[:12]}",
+                "name another --output, or pass --rescore true to score the file again",
+                code="checkpoint-foreign",
+            )
+        )
+    if problems and not rescore:
+        raise TaskHeadsError(problems)
+    return foreign
+
+
+def _hash_of(output: Path) -> str | None:
+    """Return the hash in the first row of an output, `NO_ROWS`, or None for another file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(output) as file:
+            for batch in file.iter_batches(1, columns=[HASH]):
+                found = batch.column(HASH)[0].as_py() if HASH in batch.schema.names else None
+                return None if found is None else str(found)
+            return NO_ROWS if HASH in file.schema_arrow.names else None
+    except (OSError, pa.ArrowException):
+        return None
+
+
+def _pairs(source: Path, target: Path) -> list[tuple[Path, Path]]:
+    """Return all input files, each with the path of its output; see `pending_files`."""
     files = (
         [source]
         if source.is_file()
@@ -50,8 +109,7 @@ def pending_files(source: str | Path, target: str | Path) -> list[tuple[Path, Pa
             )
         )
     target.mkdir(parents=True, exist_ok=True)
-    pairs = [(path, target / path.relative_to(base)) for path in files]
-    return [(path, output) for path, output in pairs if not output.exists()]
+    return [(path, target / path.relative_to(base)) for path in files]
 
 
 def score_file(
@@ -67,8 +125,11 @@ def score_file(
         source: file to read.
         target: file to write.
         batch_rows: rows in memory at a time.
+
+    Raises:
+        TaskHeadsError: a file that cannot be read, or that `score` refuses, such as for a column; the places
+            name the file.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     target = Path(target)
@@ -79,11 +140,9 @@ def score_file(
     rows = errors = 0
     writer: Any = None
     try:
-        file = pq.ParquetFile(source)
-        empty = pa.RecordBatch.from_pylist([], schema=file.schema_arrow)
-        for batch in file.iter_batches(batch_rows) if file.metadata.num_rows else [empty]:
-            table = pa.Table.from_batches([batch])
-            answers = score(table)
+        for table in _tables(Path(source), batch_rows):
+            with _naming(source):
+                answers = score(table)
             writer = writer or pq.ParquetWriter(incomplete, answers.schema)
             writer.write_table(answers.cast(writer.schema))
             rows += answers.num_rows
@@ -96,3 +155,33 @@ def score_file(
     finally:
         incomplete.unlink(missing_ok=True)
     return rows, errors
+
+
+def _tables(source: Path, rows: int) -> Iterator[Any]:
+    """Yield tables of a Parquet file; one without rows for a file without rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(source) as file:
+            empty = pa.RecordBatch.from_pylist([], schema=file.schema_arrow)
+            for batch in file.iter_batches(rows) if file.metadata.num_rows else [empty]:
+                yield pa.Table.from_batches([batch])
+    except (OSError, pa.ArrowException) as error:
+        raise error_at(
+            str(source),
+            f"the file cannot be read ({reason_of(error)})",
+            "a complete Parquet file",
+            "write it again, or remove it",
+            code="file-format",
+        ) from error
+
+
+@contextmanager
+def _naming(source: str | Path) -> Iterator[None]:
+    """Put the file before the places of problems."""
+    try:
+        yield
+    except TaskHeadsError as error:
+        places = [replace(problem, where=f"{source}: {problem.where}") for problem in error.problems]
+        raise TaskHeadsError(places) from error

@@ -68,26 +68,33 @@ class Prediction:
             return None
         return max(self.probabilities.values())
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the prediction for JSON, without the text and empty fields, rounded to 6 decimals.
+    def as_dict(self, *, digits: int | None = DIGITS) -> dict[str, Any]:
+        """Return the prediction for JSON, without the text and empty fields.
 
         `probabilities` are those of `ranked`, best first; an abstention is a `label` of null. An invalid row
         that was kept has only its `error`.
+
+        Args:
+            digits: decimals of numbers; None for all.
         """
         if self.error is not None:
             return {"error": self.error}
+
+        def rounded(number: float) -> float:
+            return number if digits is None else round(number, digits)
+
         if self.scores:
-            scores = {name: round(score, DIGITS) for name, score in self.scores.items()}
+            scores = {name: rounded(score) for name, score in self.scores.items()}
             return {"score": next(iter(scores.values()))} if len(scores) == 1 else {"scores": scores}
         row: dict[str, Any] = {}
         if self.labels is not None:
             row["labels"] = list(self.labels)
         elif self.probability is not None:
             row["label"] = self.label
-            row["probability"] = round(self.probability, DIGITS)
+            row["probability"] = rounded(self.probability)
         if self.expected_rank is not None:
-            row["expected_rank"] = round(self.expected_rank, DIGITS)
-        row["probabilities"] = {name: round(probability, DIGITS) for name, probability in self.ranked}
+            row["expected_rank"] = rounded(self.expected_rank)
+        row["probabilities"] = {name: rounded(probability) for name, probability in self.ranked}
         return row
 
 
@@ -138,6 +145,27 @@ def answer_columns(config: Any) -> list[str]:
     if kind == "multi_label_classification":
         return ["labels", "probabilities"]
     return ["label", "probability", *(["expected_rank"] if kind == "ordinal" else []), "probabilities"]
+
+
+def arrow_type(key: str) -> Any:
+    """Return the Arrow type of an answer in a table, where the values of all labels or titles are lists.
+
+    Args:
+        key: of `answer_columns` (`score` for each output of a regression), of a list of titles, or a column
+            of every model: `error`, `model_revision`, `model_hash`.
+
+    Example:
+        >>> from qwen_task_heads.inference.predictions import arrow_type
+        >>> arrow_type("labels")
+        ListType(list<item: string>)
+    """
+    import pyarrow as pa
+
+    text, number = pa.string(), pa.float64()
+    types = dict.fromkeys(("label", "best", "error", "model_revision", "model_hash"), text)
+    types |= dict.fromkeys(("probability", "expected_rank", "score"), number)
+    types |= dict.fromkeys(("probabilities", "scores"), pa.list_(number))
+    return {**types, "labels": pa.list_(text)}[key]
 
 
 def check_options(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from qwen_task_heads.export.servers import Served
 from qwen_task_heads.hubcode.hashes_task_heads import CARD, MANIFEST, RUN, read_manifest
 from qwen_task_heads.reports.card_facts import CardFacts
 from qwen_task_heads.reports.kept_card import kept_card
@@ -58,7 +59,7 @@ def stage_card(
     if record := RunRecord.read(folder):
         record = record.published(form=form, facts=facts)
         content |= record.manifest()
-        text = model_card(record, rows=rows, **common)
+        text = model_card(record, rows=rows, served=Served.find(staged), **common)
     else:
         text = (source if source.is_file() else card).read_text(encoding="utf-8")
         text = kept_card(text, form=form, facts=facts, **common)

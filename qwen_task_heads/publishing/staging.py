@@ -20,14 +20,16 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at
 from qwen_task_heads.files import MANIFEST
 from qwen_task_heads.gguf_weights import GGUF_FILE
 from qwen_task_heads.hubcode import CODE as OWN_CODE
+from qwen_task_heads.hubcode.card_task_heads import read_card
 from qwen_task_heads.hubcode.folder_task_heads import REFERENCE, ROWS, TERMS
 from qwen_task_heads.hubcode.hashes_task_heads import CARD, DRAFT, matches_any, read_manifest, sha256
 from qwen_task_heads.hubcode.saving_task_heads import ADAPTER_CONFIG, move_adapter
 from qwen_task_heads.hubs import hub_named
+from qwen_task_heads.loading_errors import as_our_errors
 from qwen_task_heads.reports.card_facts import NOTHING_STATED, CardFacts
 from qwen_task_heads.reports.eval_results import EVAL_RESULTS
 from qwen_task_heads.reports.records import write_json
@@ -133,13 +135,16 @@ def check_run(folder: str | Path, *, facts: CardFacts = NOTHING_STATED) -> tuple
         Messages for the user: the card was edited, or the folder has no record of a run.
 
     Raises:
-        TaskHeadsError: every changed or missing file, a missing manifest, or no card for the facts.
+        TaskHeadsError: every changed or missing file, a missing manifest, no card for the facts, or a card
+            with front matter that cannot be read.
     """
     folder = Path(folder)
     if (stated := facts.stated()) and not (folder / CARD).is_file():
         problem, expected = f"the card that should state {', '.join(stated)} is missing", "a README.md"
         fix = "write one, with the facts in it, and do not state them"
         raise TaskHeadsError(Problem(str(folder / CARD), problem, expected, fix, code="path-not-found"))
+    if (folder / CARD).is_file():
+        _check_card(folder / CARD)
     names, notes = files_of(folder), []
     if MANIFEST not in names or read_manifest(folder).get(DRAFT):  # none, or that of `save`
         problems = [
@@ -195,6 +200,21 @@ def check_run(folder: str | Path, *, facts: CardFacts = NOTHING_STATED) -> tuple
     if problems:
         raise TaskHeadsError(problems)
     return tuple(notes)
+
+
+def _check_card(path: Path) -> None:
+    """Raise for a card that cannot be read, before the export that it belongs to."""
+    try:
+        with as_our_errors():
+            read_card(path.read_text(encoding="utf-8"), where=str(path))
+    except UnicodeDecodeError as error:
+        raise error_at(
+            str(path),
+            f"found a byte that is not UTF-8 at {error.start}",
+            "text in UTF-8",
+            "save it in UTF-8",
+            code="file-encoding",
+        ) from error
 
 
 def stage(

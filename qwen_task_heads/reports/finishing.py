@@ -17,6 +17,7 @@ import torch
 from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.export.folders import save
+from qwen_task_heads.export.servers import Served
 from qwen_task_heads.hubcode.folder_task_heads import write_gitignore
 from qwen_task_heads.hubcode.hashes_task_heads import CARD, MANIFEST, hash_files, sha256
 from qwen_task_heads.pretrained import hub_id, in_bits, is_folder, is_packaged
@@ -314,7 +315,7 @@ def write_record(folder: Path, record: RunRecord, *, run: FinishedTraining) -> N
     write_gitignore(folder)
     record.metrics["train"].update(run.usage.facts())
     write_json(folder / METRICS, record.metrics)
-    (folder / CARD).write_text(model_card(record), encoding="utf-8")
+    (folder / CARD).write_text(model_card(record, served=Served.find(folder)), encoding="utf-8")
     main, dataset = record.main_metric, reported_dataset(record)
     entry = record.ours[main]
     if dataset and entry["value"] is not None:

@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from huggingface_hub import ModelCard
-
-from qwen_task_heads.hubcode.card_task_heads import UNSTATED_USE, name_card
+from qwen_task_heads.hubcode.card_task_heads import UNSTATED_USE, card_text, name_card, read_card
 from qwen_task_heads.reports.card_facts import CardFacts, licence_fields
 from qwen_task_heads.reports.markdown import escape, fenced, link
 from qwen_task_heads.reports.model_card import UNVERIFIED, load_fields, onnx_fields, parity_fields, render
@@ -48,7 +46,7 @@ def kept_card(
         facts: that the owner states. Language, licence and dataset are set in the metadata; all that a card
             shows are appended as a section.
     """
-    page = ModelCard(name_card(text, repo_id, revision=revision), ignore_metadata_errors=True)
+    front, page = read_card(name_card(text, repo_id, revision=revision))
     _update_metadata(page.data, form=form, facts=facts)
     tags = page.data.get("tags") or []
     sections = {
@@ -66,10 +64,13 @@ def kept_card(
         **parity_fields(parity, against=against),
     }
     body, added = page.text, []
-    if form != "saved":
-        body = body.replace(LOAD, f"\n{render('load', **sections)}{AS_TRAINED}", 1)
-    elif notes := sections["hub_notes"]:
-        body = body.replace(LOAD, f"{LOAD}\n{notes}\n", 1)
+    code = render("load", **sections) if form != "saved" else sections["hub_notes"]
+    if LOAD in body and form != "saved":
+        body = body.replace(LOAD, f"\n{code}{AS_TRAINED}", 1)
+    elif LOAD in body and code:
+        body = body.replace(LOAD, f"{LOAD}\n{code}\n", 1)
+    elif code:  # another heading
+        added.append(code if form != "saved" else f"{LOAD}\n{code}")
     if onnx:
         added.append(render("onnx", **sections))
     if parity:
@@ -82,7 +83,7 @@ def kept_card(
     body, statements = _with_facts(body, facts)
     sections_added = [part.strip("\n") for part in (*added, *statements)]
     page.text = "\n\n".join([body.rstrip("\n"), *sections_added]) + "\n"
-    return str(page) if page.data.to_dict() else page.text
+    return card_text(page, front=front)
 
 
 def _update_metadata(data: Any, *, form: str, facts: CardFacts) -> None:
@@ -96,7 +97,9 @@ def _update_metadata(data: Any, *, form: str, facts: CardFacts) -> None:
     if facts.language:
         data["language"] = list(facts.language)
     if facts.dataset_id:
-        data["datasets"] = list(dict.fromkeys([facts.dataset_id, *(data.get("datasets") or [])]))
+        stated = data.get("datasets") or []
+        stated = [stated] if isinstance(stated, str) else stated
+        data["datasets"] = list(dict.fromkeys([facts.dataset_id, *stated]))
 
 
 def _with_facts(body: str, facts: CardFacts) -> tuple[str, list[str]]:

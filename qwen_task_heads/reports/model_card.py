@@ -20,6 +20,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.data.embedded_datasets import EMBEDDED_DATASETS, EmbeddedDataset
+from qwen_task_heads.export.servers import Served
 from qwen_task_heads.hubcode.card_task_heads import HERE, HERE_NOTE
 from qwen_task_heads.hubs import HUBS, HUGGINGFACE, hub_named
 from qwen_task_heads.losses.registry import LOSSES
@@ -33,6 +34,7 @@ from qwen_task_heads.reports.card_lines import (
     settings_in_effect,
     time_line,
 )
+from qwen_task_heads.reports.card_serving import serving_fields
 from qwen_task_heads.reports.markdown import code, escape, fenced, link, one_line
 from qwen_task_heads.reports.records import RunRecord
 from qwen_task_heads.reports.text_card import text_fields
@@ -73,6 +75,7 @@ def model_card(
     against: str = TRAINED,
     onnx: bool = False,
     int8: bool = False,
+    served: Served | None = None,
 ) -> str:
     """Return the card of a run as Markdown.
 
@@ -87,6 +90,8 @@ def model_card(
         against: `TRAINED` or `FOLDER`, the reference of the verification.
         onnx: `onnx/model.onnx` is next to the card.
         int8: `onnx/model_int8.onnx` is next to the card.
+        served: facts of the folder of the card for the section on servers, which the card of a model with a
+            head lacks without them.
     """
     of_task = title_fields(record) if record.is_title_scorer else text_fields(record)
     tags = of_task.pop("tags")
@@ -134,6 +139,7 @@ def model_card(
         ),
         **onnx_fields(tags, onnx=onnx, int8=int8),
         **parity_fields(parity, against=against),
+        **serving_fields(record, served, repo_id=repo_id, hub=hub, revision=revision),
     }
     template = "title_scorer" if record.is_title_scorer else "text_classifier"
     return render(template, **fields, **sections, **of_task)

@@ -143,8 +143,14 @@ class TitleGeneratorRun:
 
     def train(self, trainer: Any) -> None:
         """Check the length of the run, and train."""
+        from qwen_task_heads.tracking.open_trackers import name_for_texts
         from qwen_task_heads.training.run_checks import check_run
 
+        # trl logs its tables of completions to those that are named.
+        without = [name for name in name_for_texts(self.args, self.trackers) if name in ("trackio", "wandb")]
+        if without and self.args.log_completions and trainer.accelerator.is_main_process:
+            message = f"Tables of completions are not sent to {' and '.join(without)}"
+            print(f"{message}: --log_predictions true sends them", flush=True)
         check_run(trainer, save_total_limit=self.args.save_total_limit, loader=trainer.get_train_dataloader())
         start = time.monotonic()
         trainer.train()
@@ -167,7 +173,7 @@ class TitleGeneratorRun:
                 folder=folder,
             )
             finish_trackers(
-                self.trackers, folder=folder, metrics={}, settings=self._facts.settings, reported="train"
+                self.trackers, folder=folder, metrics={}, settings=self._facts.settings, reported=None
             )
 
 

@@ -17,6 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from qwen_task_heads.errors import Problem, shorten
+from qwen_task_heads.inference.identity import identity_of
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.serving import routes
 from qwen_task_heads.serving.batcher import RowBatcher
@@ -40,7 +41,7 @@ def create_app(
 
     Args:
         scorer: the model; its `batch_tokens` are those of the server.
-        name: name of the model in answers.
+        name: name of the model in answers, which clients see: a repo id, or the name of a folder.
         limits: limits of each request.
         max_waiting: tokens that may wait; beyond them requests get HTTP 503.
         token: bearer token of every path but `/health`; None for none.
@@ -52,7 +53,7 @@ def create_app(
         >>> sorted(app.openapi()["paths"])
         ['/health', '/metrics', '/predict', '/rank']
     """
-    metrics = ServerMetrics()
+    metrics, identity = ServerMetrics(), identity_of(scorer)
     batcher = RowBatcher(
         scorer.run_ids,
         batch_tokens=scorer.batch_tokens,
@@ -109,6 +110,7 @@ def create_app(
         return {
             "status": "ok",
             "model": name,
+            **identity,
             "task": "title-ranking" if is_title_scorer else "text-classification",
             **({} if is_title_scorer else {"labels": scorer.config.num_labels}),
             "dtype": str(scorer.dtype).removeprefix("torch."),

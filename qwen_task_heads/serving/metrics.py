@@ -13,7 +13,7 @@ class ServerMetrics:
 
     | metric | labels | meaning |
     |---|---|---|
-    | `qth_requests_total` | `endpoint`, `status` | answered requests |
+    | `qth_requests_total` | `endpoint`, `status` | answered requests; status 499: the client left before |
     | `qth_request_seconds` | `endpoint` | from the headers to the answer |
     | `qth_rows_total`, `qth_tokens_total` | | rows and tokens that the model ran |
     | `qth_batch_rows`, `qth_batch_seconds` | | size and time of batches |

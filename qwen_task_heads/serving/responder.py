@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,7 +13,8 @@ from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import TitleScorerConfig
 from qwen_task_heads.hubcode.decision_task_heads import HeadDecisionConfig, answer_scores
 from qwen_task_heads.hubcode.encoding_task_heads import encode, encode_texts, pad_rows, strip_title
-from qwen_task_heads.hubcode.handler import EndpointHandler
+from qwen_task_heads.hubcode.errors_task_heads import TaskHeadError
+from qwen_task_heads.hubcode.handler import SURROGATE, EndpointHandler, RequestError
 from qwen_task_heads.hubcode.long_rows_task_heads import aggregate, pieces_of
 from qwen_task_heads.serving.request_limits import RequestLimits
 
@@ -83,6 +83,12 @@ class Responder:
         if count > self.limits.questions:
             fix = "send several requests"
             raise TaskHeadsError(self._too_large("questions", count, self.limits.questions, fix))
+        for name in request["questions"] if count else ():
+            if SURROGATE.search(name):  # it would be a key of the answer, which UTF-8 cannot have
+                expected, fix = "a name of whole characters", "rename it"
+                raise TaskHeadsError(
+                    Problem("questions", f"found {name!r}", expected, fix, code="request-invalid")
+                )
         return await self._in_time(self._answer(self._read_questions, request))
 
     def close(self) -> None:
@@ -123,8 +129,8 @@ class Responder:
             rows, answer_of = await loop.run_in_executor(self._reader, read, data)
         except TaskHeadsError:
             raise
-        except ValueError as error:
-            raise TaskHeadsError(_problem_from(str(error))) from error
+        except (ValueError, RecursionError) as error:  # the latter of values inside of each other
+            raise TaskHeadsError(_problems_of(error)) from error
         tokens = sum(map(len, rows))
         if tokens > self.limits.tokens:
             raise TaskHeadsError(self._too_large("tokens", tokens, self.limits.tokens, "send shorter texts"))
@@ -146,6 +152,8 @@ class Responder:
 
     def _too_many(self, inputs: Any) -> Problem | None:
         items = inputs if isinstance(inputs, list) else [inputs]
+        if len(items) > self.limits.rows:  # without a look at each
+            return self._too_large("rows", len(items), self.limits.rows, "send several requests")
         lists = [item["titles"] if isinstance(item, dict) and "titles" in item else [item] for item in items]
         rows = sum(len(part) if isinstance(part, list) else 1 for part in lists)
         if rows <= self.limits.rows:
@@ -158,8 +166,11 @@ class Responder:
         )
 
 
-def _problem_from(text: str) -> Problem:
-    """Read a message of the handler, `where: problem. Expected X. Fix: Y.`; keep another one as it is."""
-    match = re.fullmatch(r"(.+?): (.+?)\. Expected (.+)\. Fix: (.+)\.", text, flags=re.DOTALL)
-    other = ("request", text, "a request that the model can answer", "see /docs")
-    return Problem(*(match.groups() if match else other), code="request-invalid")
+def _problems_of(error: ValueError | RecursionError) -> list[Problem]:
+    """Return the problems of an error of the handler; the message of another library is kept as it is."""
+    if isinstance(error, RequestError):
+        return [Problem(*problem, code="request-invalid") for problem in error.problems]
+    if isinstance(error, TaskHeadError):
+        return [Problem(error.where, error.problem, error.expected, error.fix, code="request-invalid")]
+    expected = "a request that the model can answer"
+    return [Problem("request", str(error), expected, "see /docs", code="request-invalid")]

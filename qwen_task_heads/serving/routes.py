@@ -20,18 +20,29 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, StrictInt
+from pydantic import BaseModel, ConfigDict, StrictInt, model_validator
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubcode.decision_task_heads import HAS_DECISIONS
 from qwen_task_heads.serving.limits import refusal
 from qwen_task_heads.serving.responder import Responder
 
+FIELDS = 64  # most fields of a request, and most parameters
+
 
 # The handler validates texts after their number: the errors of pydantic would be many times a large body.
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
     model: str | None = None  # accepted as other servers do; the server has one model
+
+    @model_validator(mode="before")
+    @classmethod
+    def check_fields(cls, data: Any) -> Any:
+        """Refuse many fields or parameters at once: errors of each would keep the server busy for seconds."""
+        for part in (data, data.get("parameters") if isinstance(data, dict) else None):
+            if isinstance(part, dict) and len(part) > FIELDS:
+                raise ValueError(f"at most {FIELDS} fields")
+        return data
 
 
 class ClassifyBody(_Body):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import socket
+from pathlib import Path
 
 import uvicorn
 
@@ -36,7 +37,7 @@ def serve(args: ServeArguments) -> None:
     )
     app = create_app(
         scorer,
-        name=args.model,
+        name=public_name(args.model),
         limits=args.limits,
         max_waiting=args.max_waiting_tokens,
         token=args.token,
@@ -62,6 +63,18 @@ def serve(args: ServeArguments) -> None:
     print(f"Serving {args.model} at {address}; Ctrl-C stops it.\n\nTry:", flush=True)
     print(f"  curl {address}/{path}{auth} -H 'Content-Type: application/json' -d '{body}'", flush=True)
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def public_name(model: str) -> str:
+    """Return the name of a model without the path of its folder, which is no matter of clients.
+
+    Example:
+        >>> from qwen_task_heads.serving.server import public_name
+        >>> public_name("me/titles")
+        'me/titles'
+    """
+    path = Path(model)
+    return path.resolve().name if path.is_dir() else model
 
 
 def _listen(host: str, port: int) -> socket.socket:

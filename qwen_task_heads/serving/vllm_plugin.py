@@ -21,11 +21,11 @@ from typing import Any
 import torch
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.hubcode.probe_task_heads import probe_difference
+from qwen_task_heads.loading_errors import as_our_errors
 
 NAME = "qwen_task_heads"
 CLASSES = ("PooledClassifier", "TitleScorer")
-# Largest difference of the probe's logits, relative to the largest one, by the dtype of the backbone
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
 
 
 def register() -> None:
@@ -111,14 +111,12 @@ class VllmEngine:
         Raises:
             TaskHeadsError: logits that differ.
         """
-        probe = self._config.probe
-        if not probe:
+        if not self._config.probe:
             return
-        expected = torch.tensor(probe["logits"], dtype=torch.float64)
-        found = (await self.logits(probe["input_ids"])).double()
-        scale = float(expected.abs().max().clamp(min=1e-6))
-        difference = float((found - expected).abs().max()) / scale
-        if not difference <= max(TOLERANCE[dtype], TOLERANCE.get(str(probe.get("dtype")), 0)):
+        found = await self.logits(self._config.probe["input_ids"])
+        with as_our_errors():
+            difference, limit = probe_difference(self._config, found, dtype=dtype, where="config.json probe")
+        if not difference <= limit:  # also true for NaN
             raise TaskHeadsError(
                 Problem(
                     "vLLM",

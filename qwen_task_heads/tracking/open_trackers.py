@@ -61,13 +61,40 @@ def track(args: Any, *, task: Any) -> list[Tracker]:
     return [TRACKERS[name](args, **options) for name in dict.fromkeys(known)]
 
 
+def name_for_texts(args: Any, trackers: Sequence[Tracker]) -> list[str]:
+    """Name in `args.report_to` the trackers that may have texts of the data, which trl reads before it logs.
+
+    trl logs tables of texts by itself to the trackers in `report_to`, which `track` has emptied. Call it
+    after the trainer is created: transformers would add its own callbacks for the names.
+
+    Args:
+        args: `TrainingArguments` of the trainer.
+        trackers: from `track`.
+
+    Returns:
+        The names of the trackers that get no texts, since they send them elsewhere.
+
+    Source: `GRPOTrainer.log` of trl 1.16.
+
+    Example:
+        >>> from transformers import TrainingArguments
+        >>> from qwen_task_heads.tracking.open_trackers import name_for_texts, track
+        >>> from qwen_task_heads.training.arguments import DataArguments
+        >>> args = TrainingArguments("runs/x", report_to="none", use_cpu=True)
+        >>> name_for_texts(args, track(args, task=DataArguments())), args.report_to
+        ([], [])
+    """
+    args.report_to += [tracker.module for tracker in trackers if tracker.predictions]
+    return [tracker.module for tracker in trackers if not tracker.predictions]
+
+
 def finish_trackers(
     trackers: Sequence[Tracker],
     *,
     folder: Path,
     metrics: Mapping[str, Any],
     settings: Mapping[str, Any],
-    reported: str,
+    reported: str | None,
 ) -> None:
     """Log the final record of a run to its trackers, end them, and print where to view them.
 
@@ -78,7 +105,7 @@ def finish_trackers(
         folder: output folder of the run, with `predictions.jsonl` and plots.
         metrics: content of `metrics.json`.
         settings: settings in `manifest.json`.
-        reported: the split of the predictions.
+        reported: the split of the predictions; None for a run without any.
     """
     records = [
         final_record(

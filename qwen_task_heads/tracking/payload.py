@@ -141,7 +141,7 @@ def final_record(
     folder: Path,
     metrics: Mapping[str, Any],
     settings: Mapping[str, Any],
-    reported: str,
+    reported: str | None,
     predictions: bool,
     clean: Cleaner,
 ) -> FinalRecord:
@@ -151,13 +151,13 @@ def final_record(
         folder: output folder of the run, with `predictions.jsonl` and plots.
         metrics: content of `metrics.json`.
         settings: settings in `manifest.json`.
-        reported: the split of the predictions.
+        reported: the split of the predictions; None for a run without any.
         predictions: whether to log example predictions.
         clean: removes secrets and paths.
     """
     content = json.dumps(clean.value(settings), indent=2, ensure_ascii=False)
     texts = {"settings": f"```json\n{content}\n```"}
-    if predictions:
+    if predictions and reported:
         texts[f"predictions/{reported}"] = "\n".join(example_lines(folder / "predictions.jsonl", clean))
     scalars = {clean.text(name): value for name, value in final_metrics(metrics).items()}
     return FinalRecord(scalars=scalars, texts=texts, pictures=sorted(folder.glob("*.png")))

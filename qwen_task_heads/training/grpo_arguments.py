@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from transformers.trainer_utils import IntervalStrategy
@@ -22,8 +21,6 @@ from qwen_task_heads.training.option_checks import metric_problems, option_probl
 class TitleGeneratorArguments:
     """Texts to write titles for, and the scorer that rewards them; trl has the other options."""
 
-    log_predictions: ClassVar[bool] = False  # titles come from texts of the data; trackers get numbers
-
     reward_model: str = field(metadata={"help": "Folder or repo id of a title scorer."})
     dataset_name: str = field(metadata={"help": "File, folder or data set id with a text in each row."})
     text_column: str = field(default="text", metadata={"help": "Column of the text."})
@@ -36,6 +33,13 @@ class TitleGeneratorArguments:
     )
     length_penalty: float = field(
         default=0.0, metadata={"help": "Share of the scorer's preference for long titles to remove, 0 to 1."}
+    )
+    log_predictions: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Log the tables of --log_completions, which have your texts, to wandb and trackio; by "
+            "default only where they stay on this machine."
+        },
     )
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from sources import MODULES, PACKAGE, RECIPES, name_of, text_of, tree_of
+from sources import MODULES, PACKAGE, RECIPES, REPO, name_of, text_of, tree_of
 
 # Published code may import only dependencies of transformers. peft is imported only to load an adapter,
 # because its import takes seconds.
@@ -88,3 +88,11 @@ def test_no_absolute_paths() -> None:
         if place in text_of(path)
     ]
     assert not found, "\n".join(found)
+
+
+def test_no_module_has_more_than_400_lines() -> None:
+    """A longer module has more than one role; tests are exempt, since they mirror the package."""
+    scripts = [path for folder in ("benchmarks", "tools") for path in sorted((REPO / folder).glob("*.py"))]
+    counts = {path: text_of(path).count("\n") for path in [*MODULES, *RECIPES, *scripts]}
+    assert len(scripts) > 20
+    assert {name_of(path): lines for path, lines in counts.items() if lines > 400} == {}

@@ -412,9 +412,9 @@ def test_a_missing_base(own: Any, bases: dict[str, str], tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("site", "fix"),
     [
-        (f"{LOADING}StrictLoading.check_probe::f'{{where}} probe'", "restore the saved config"),
+        ("hubcode/probe_task_heads.py::probe_difference::where", "restore the saved config"),
         (
-            f"{LOADING}StrictLoading.check_probe::f'{{where}} probe'#2",
+            f"{LOADING}StrictLoading.check_probe::f'{{where}} probe'",
             "or pass verify=False",
         ),
     ],

@@ -319,6 +319,23 @@ def test_facts_without_a_card(run: Any, tmp_path: Path) -> None:
     assert send(folder, dry_run=tmp_path / "b")
 
 
+def test_a_card_that_cannot_be_read(run: Any, tmp_path: Path) -> None:
+    folder = run()
+    card = folder / "README.md"
+    with refused("hubcode/card_task_heads.py::read_card::where") as found:
+        card.write_text("---\nlicense: [mit\n---\n# Mine\n")
+        send(folder, dry_run=tmp_path / "a")
+    assert "correct it, or remove both lines" in found[0].fix
+    card.write_text("---\nlicense: mit\n---\n# Mine\n")
+    assert send(folder, dry_run=tmp_path / "b")
+    with refused("publishing/staging.py::_check_card::str(path)") as found:
+        card.write_bytes("# Größe\n".encode("latin-1"))
+        send(folder, dry_run=tmp_path / "c")
+    assert "save it in UTF-8" in found[0].fix
+    card.write_text("# Größe\n", encoding="utf-8")
+    assert send(folder, dry_run=tmp_path / "d")
+
+
 def test_a_missing_reference(run: Any) -> None:
     folder = run()
     with refused("verification/reference.py::read_reference::str(path)") as found:
@@ -539,9 +556,17 @@ def test_a_server_command_of_a_folder_without_an_export(full: Path, tmp_path: Pa
 
 def test_a_server_command_of_an_adapter(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["PooledClassifier"]}', encoding="utf-8")
-    with refused("export/servers.py::_read::str(folder)#2") as found:
+    with refused("export/servers.py::_in_vllm::str(folder)") as found:
         serve_command(tmp_path)
     assert found[0].fix == "publish it by qth publish --form merged or --form stock"  # as in test_publish
+
+
+def test_a_server_command_of_a_model_that_attends_to_both_sides(classifier: Any, tmp_path: Path) -> None:
+    model, words = classifier(bidirectional=True)
+    save(model, tokenizer=words, folder=tmp_path / "own")
+    with refused("export/servers.py::_in_vllm::str(folder)#2") as found:
+        serve_command(tmp_path / "own")
+    assert found[0].fix == "serve it by qth serve"  # tests/serving/test_server.py does
 
 
 def test_settings_that_no_graph_supports(classifier: Any, tmp_path: Path) -> None:

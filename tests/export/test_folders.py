@@ -48,6 +48,7 @@ def test_the_copied_code_is_all_of_hubcode() -> None:
         "packing_task_heads.py",
         "pipeline_task_heads.py",
         "pooling_task_heads.py",
+        "probe_task_heads.py",
         "pushing_task_heads.py",
         "saving_task_heads.py",
     }

@@ -11,7 +11,7 @@ from problem_assertions import raises_problem
 
 from qwen_task_heads import adapter_config, build, load_tokenizer, save
 from qwen_task_heads.export.reward_model import export_reward_model
-from qwen_task_heads.export.servers import serve_command, serve_example
+from qwen_task_heads.export.servers import RUN_WITH, Served, serve_command, serve_example
 from qwen_task_heads.export.shared import make_portable
 from qwen_task_heads.export.stock import export_stock
 
@@ -103,6 +103,23 @@ def test_the_files_of_a_chat_model_with_a_scaled_rope(tmp_path: Path) -> None:
         "model_max_length": 9,
     }
     assert not (tmp_path / "chat_template.jinja").exists()
+
+
+def test_a_model_of_pairs_is_asked_for_a_pair(tmp_path: Path) -> None:
+    from qwen_task_heads import bind_template
+
+    model = build("embedded", task="pooled_classifier", labels=LABELS)
+    tokenizer = load_tokenizer("embedded")
+    bind_template(tokenizer, model.config, pairs=True)
+    folder = save(model, tokenizer=tokenizer, folder=tmp_path / "pairs")
+    _, body, _ = Served.read(folder).request("me/model")
+    assert list(body["input"][0]) == ["text", "text_pair"]
+
+
+def test_the_versions_are_those_of_the_results() -> None:
+    path = Path(__file__).parents[2] / "benchmarks" / "results" / "serve_matrix.md"
+    [stated] = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("Versions")]
+    assert [version for version in RUN_WITH.values() if version not in stated] == []
 
 
 def test_folders_that_vllm_does_not_load(tmp_path: Path) -> None:

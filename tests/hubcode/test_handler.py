@@ -189,7 +189,7 @@ def test_values_and_pairs(served: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", ["titles", "single"])
 def test_bad_input_is_an_error_and_the_next_request_is_served(served: dict[str, Any], name: str) -> None:
     rows = served["answers"][name]
-    assert {row["type"] for row in rows[: len(BAD)]} == {"ValueError"}
+    assert {row["type"] for row in rows[: len(BAD)]} == {"RequestError"}
     messages = [row["error"] for row in rows[: len(BAD)]]
     assert all(": found " in text and ". Expected " in text and ". Fix: " in text for text in messages)
     assert len(messages[6].splitlines()) == 3  # all three problems

@@ -7,10 +7,12 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+from problem_assertions import raises_problem
 
 from qwen_task_heads import Scorer, build, load_tokenizer, save
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.inference.batch import BatchScorer
+from qwen_task_heads.inference.predictions import answer_columns, arrow_type
 
 TEXTS = ["Why was my transfer declined?", "", "A card that is lost", "cash " * 50]
 
@@ -111,6 +113,38 @@ def test_columns_of_other_problem_types(tmp_path, kind):
         assert answers["predicted_expected_rank"] == pytest.approx([expected.expected_rank])
     else:
         assert answers["predicted_labels"] == [list(expected.labels)]
+
+
+@pytest.mark.parametrize(
+    "kind", ["single_label_classification", "multi_label_classification", "regression", "ordinal"]
+)
+def test_columns_are_those_of_predictions_and_typed_without_an_answer(tmp_path, kind):
+    labels = ["label", "best", "price"]  # outputs named like other columns
+    folder = saved(tmp_path / "saved", task="pooled_classifier", labels=labels, problem_type=kind)
+    score = BatchScorer(folder, probabilities=True, prefix="")
+    tables = [score(pa.table({"text": pa.array(texts, pa.string())})) for texts in (TEXTS, ["", " "])]
+    assert tables[0].schema == tables[1].schema
+    scorer = Scorer(folder)
+    keys = answer_columns(scorer.config)
+    names = labels if kind == "regression" else keys
+    assert tables[0].column_names == ["text", *names, "error", "model_revision", "model_hash"]
+    for name, key in zip(names, ["score"] * 3 if kind == "regression" else keys, strict=True):
+        assert tables[0].schema.field(name).type == arrow_type(key)
+    expected = scorer.predict(TEXTS, on_error="keep")
+    for index in (0, 2, 3):
+        row, stated = tables[0].slice(index, 1).to_pylist()[0], expected[index].as_dict(digits=None)
+        values = stated.get("scores") or stated
+        if "probabilities" in values:
+            values["probabilities"] = list(expected[index].probabilities.values())
+        for name, value in values.items():
+            exact = isinstance(value, str) or name == "labels"
+            assert row[name] == (value if exact else pytest.approx(value, abs=1e-6))
+
+
+def test_an_output_named_like_the_column_of_errors_is_refused(tmp_path):
+    options = {"task": "pooled_classifier", "labels": ["error", "price"], "problem_type": "regression"}
+    with raises_problem("column-ambiguous", "column 'predicted_error'"):
+        BatchScorer(saved(tmp_path / "saved", **options))({"text": ["x"]})
 
 
 def test_a_pickled_scorer_answers_the_same(classifier):

@@ -63,6 +63,8 @@ def test_the_card_is_rendered_for_the_repo(run: Path, tmp_path: Path) -> None:
     assert 'from_pretrained("me/t", revision="v9", trust_remote_code=True)' in text
     assert "# me/t\n" in text
     assert "Licence: mit." in text
+    assert "qth serve --model me/t --revision v9\n" in text
+    assert "vllm serve me/t " in text
     assert "errors.md" not in text
     assert "![Confusion](confusion.png)" in text
     manifest = json.loads((staged / "manifest.json").read_text(encoding="utf-8"))
@@ -71,7 +73,8 @@ def test_the_card_is_rendered_for_the_repo(run: Path, tmp_path: Path) -> None:
     # The staged folder has the record, so that it can be published under another name.
     publish(staged, repo_id="you/u", verify=False, dry_run=tmp_path / "again")
     again, _ = card_of(tmp_path / "again")
-    assert again == text.replace("me/t", "you/u").replace(', revision="v9"', "")
+    named = text.replace("me/t", "you/u").replace(', revision="v9"', "").replace(" --revision v9", "")
+    assert again == named
 
 
 def test_an_edited_card_is_published_with_its_text(run: Path, tmp_path: Path) -> None:

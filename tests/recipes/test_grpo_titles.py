@@ -107,6 +107,19 @@ def test_two_steps_train_the_generator_and_report_its_rewards(scorer, tmp_path):
     assert all(torch.isfinite(tensor).all() for tensor in after.values())
 
 
+@pytest.mark.slow
+def test_wandb_has_the_tables_of_completions(scorer, tmp_path):
+    pytest.importorskip("wandb")
+    given = words(scorer, "embedded", tmp_path, report_to="wandb", log_completions="true")
+    log = tmp_path / "log"
+    launching.join(launching.fork(launching.run, RECIPE, *given, log=log, WANDB_MODE="offline"), log)
+    tables = [json.loads(path.read_text()) for path in (tmp_path / "run" / "wandb").rglob("*.table.json")]
+    assert {table["data"][0][table["columns"].index("step")] for table in tables} == {1, 2}
+    for table in tables:
+        assert {"prompt", "completion", "advantage"} <= set(table["columns"])
+        assert "Article " in json.dumps(table["data"])
+
+
 def test_bad_options_and_rows_are_refused_with_a_message(scorer, bases, tmp_path, capfd):
     given = words(scorer, bases["qwen2"], tmp_path, text_column="body")
     message = launching.refused(RECIPE, capfd, *given)

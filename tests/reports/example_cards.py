@@ -17,7 +17,9 @@ import sys
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+from qwen_task_heads.export.servers import Served
 from qwen_task_heads.reports.card_facts import CardFacts
 from qwen_task_heads.reports.model_card import model_card
 from qwen_task_heads.reports.records import RunRecord
@@ -40,7 +42,8 @@ def render_example(name: str) -> str:
     content = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     record = RunRecord(**content["record"]).published(form="saved", facts=STATED)
     repo_id = f"your-name/{name.replace('_', '-')}"
-    return model_card(record, repo_id=repo_id, rows=False, parity=content["parity"])
+    served = Served(**content["served"]) if content["served"] else None
+    return model_card(record, repo_id=repo_id, rows=False, parity=content["parity"], served=served)
 
 
 def names() -> list[str]:
@@ -48,8 +51,8 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
-def compare(name: str, run: Path, form: str) -> list[dict[str, str]]:
-    """Return the rows of the verification against the trained model, as `publish` does."""
+def compare(name: str, run: Path, form: str) -> dict[str, Any]:
+    """Return the rows of the verification against the trained model, as `publish` does, and server facts."""
     from qwen_task_heads.publishing.formats import read_run
     from qwen_task_heads.verification.parity import Parity, verify_artifact
 
@@ -61,7 +64,8 @@ def compare(name: str, run: Path, form: str) -> list[dict[str, str]]:
             parity += verify_artifact(
                 made, reference=folder.reference(), kind=kind, repo_id=f"your-name/{name}"
             )
-    return parity.card_rows()
+        served = Served.find(made)
+    return {"parity": parity.card_rows(), "served": asdict(served) if served else None}
 
 
 def write_records(multi_label: Path) -> None:
@@ -80,7 +84,7 @@ def write_records(multi_label: Path) -> None:
             forms = {name: "saved"} | ({STOCK: "stock"} if name == "full_classifier" else {})
             for made, form in forms.items():
                 example = replace(record, form=form, plots={})
-                content = {"record": asdict(example), "parity": compare(made, folder, form)}
+                content = {"record": asdict(example), **compare(made, folder, form)}
                 text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
                 (FOLDER / f"{made}.json").write_text(text, encoding="utf-8")
 

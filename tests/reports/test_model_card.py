@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
+from problem_assertions import raises_problem
 from rendered_card import Rendered
 
 from qwen_task_heads import build
@@ -20,6 +22,7 @@ from qwen_task_heads.data.examples import PairExample, TextExample
 from qwen_task_heads.data.text_datasets import TextSets
 from qwen_task_heads.data.title_datasets import TitleSets
 from qwen_task_heads.errors import TaskHeadsError
+from qwen_task_heads.export.servers import RUN_WITH, Served
 from qwen_task_heads.hubcode.hashes_task_heads import hash_files, write_manifest
 from qwen_task_heads.labels.label_map import LabelMap
 from qwen_task_heads.reports.card_facts import NOTHING_STATED, CardFacts, licence_fields
@@ -252,6 +255,61 @@ def test_the_card_of_a_repo_names_it_and_its_branch(models):
     assert "modelscope" not in card
     there = model_card(record, repo_id="me/t", hub="modelscope", revision="v9")
     assert 'folder = snapshot_download("me/t", revision="v9")' in there
+
+
+def section_on_servers(card):
+    return card.partition("## Serving")[2].partition("\n## ")[0]
+
+
+HEAD = Served(architecture="PooledClassifier", dtype="bfloat16")
+STOCK = Served(architecture="Qwen2ForSequenceClassification", max_length=40)
+
+
+@pytest.mark.parametrize(
+    ("form", "served", "there", "absent"),
+    [
+        ("saved", HEAD, ["qth serve --model me/t\n", "VLLM_PLUGINS=qwen_task_heads vllm serve me/t "], []),
+        ("merged", HEAD, ["--dtype bfloat16\n", f"run with {RUN_WITH['vllm']}"], ["truncate_prompt"]),
+        ("stock", STOCK, ["vllm serve me/t ", "-len 40\n", '"truncate_prompt_tokens": -1'], ["qth serve"]),
+        ("saved", replace(HEAD, is_adapter=True), ["qth serve", "--form merged"], ["vllm serve"]),
+        ("saved", replace(HEAD, bidirectional=True), ["qth serve", "both sides"], ["vllm serve"]),
+        ("saved", None, [], ["## Serving"]),
+    ],
+)
+def test_the_section_on_servers_has_the_commands_of_the_form(models, form, served, there, absent):
+    record = replace(text_record(models[1], "calm"), form=form)
+    card = model_card(record, repo_id="me/t", served=served)
+    assert [part for part in there if part not in card] == []
+    assert [part for part in absent if part in card] == []
+    section = section_on_servers(card)
+    assert section.count("curl ") == (served is not None) * (1 + (form != "stock" and "vllm serve" in card))
+    for line in section.splitlines():
+        if line.startswith("curl "):
+            words = shlex.split(line)
+            assert json.loads(words[words.index("-d") + 1])["model"] == "me/t"
+
+
+def test_the_section_on_servers_names_hub_branch_and_pairs(models):
+    record = replace(text_record(models[1], "calm"), has_pairs=True)
+    card = model_card(record, repo_id="me/t", hub="modelscope", revision="v9", served=HEAD)
+    assert "qth serve --model me/t --hub modelscope --revision v9\n" in card
+    assert "vllm serve FOLDER " in card
+    assert '"text_pair": "Another text"' in card
+    card = model_card(record, repo_id="me/t", revision="v9", served=HEAD)
+    assert "vllm serve me/t --runner pooling --dtype bfloat16 --revision v9\n" in card
+    stock = model_card(replace(record, form="stock"), repo_id="me/t", served=STOCK)
+    assert "vllm serve" not in stock
+    generative = replace(record, is_generative=True)
+    assert "qth predict --model me/t " in model_card(generative, repo_id="me/t")
+    # the card of a folder is named, also if it was edited
+    here = model_card(record, served=HEAD)
+    assert "vllm serve . " in here
+    named = kept_card(f"{here}\nMy words.\n", repo_id="me/t", hub="huggingface", facts=NOTHING_STATED)
+    section = named.partition("## Serving")[2].partition("\n## ")[0]
+    assert (
+        section
+        == model_card(record, repo_id="me/t", served=HEAD).partition("## Serving")[2].partition("\n## ")[0]
+    )
 
 
 def test_the_card_of_a_repo_with_onnx_files_has_their_code(models):
@@ -520,6 +578,55 @@ def test_a_card_without_metadata_gets_them_only_if_facts_are_stated():
     found = kept_card("# My own words\n", **place, facts=CardFacts(license="mit"))
     assert ModelCard(found).data.license == "mit"
     assert "# My own words\n" in found
+
+
+OWN = "# My own words\n\n## Load\n\nAs you like.\n\n---\n\nkey: value\n\n---\n"
+STATED = CardFacts(license="mit", dataset_id="me/data")
+
+
+@pytest.mark.parametrize(
+    ("front", "kept"),
+    [
+        ("", []),
+        ("---\n---\n", []),
+        ("---\n# Notes\n---\n", ["# Notes"]),
+        ("\ufeff---\nthumbnail: a.png\n---\n", ["thumbnail: a.png"]),
+        ("---\nthumbnail: a.png  # of last year\n# Notes\n---\n", ["of last year", "# Notes"]),
+        ("---\ndatasets: me/other\nday: 2020-01-01\n---\n", ["- me/other", "day: 2020-01-01"]),
+        ("---\nlicence: {name: mine}\nmodel_name: 3\n---\n", ["  name: mine"]),
+    ],
+)
+@pytest.mark.parametrize("form", ["saved", "stock"])
+def test_no_text_of_a_card_by_hand_is_lost(front, kept, form):
+    place = {"repo_id": "me/t", "hub": "modelscope", "form": form}
+    found = kept_card(front + OWN, **place, facts=STATED)
+    data = ModelCard(found).data
+    assert (data.license, data.datasets[0]) == ("mit", "me/data")
+    assert OWN.rstrip() in found
+    assert all(part in found.split("\n---\n")[0] for part in kept)
+    # a section of another name has the code that loads this form, in place of a replaced heading
+    assert ('from_pretrained("me/t"' in found) == (form == "stock")
+    assert 'snapshot_download("me/t")' in found
+    unchanged = kept_card(front + OWN, repo_id="me/t", hub="huggingface", facts=NOTHING_STATED)
+    assert "3" in front or unchanged == (front + OWN).removeprefix("\ufeff")
+
+
+@pytest.mark.parametrize(
+    "front",
+    [
+        "---\nlicense: [mit\n---\n",
+        "---\n- a\n---\n",
+        "---\nHello\n---\n",
+        "---\nlicense: mit\n",
+        "---\n1: one\n---\n",
+        "---\nlicense:\tmit\n\tx: y\n---\n",
+        "---\nmodel-index: nonsense\n---\n",
+    ],
+)
+def test_front_matter_that_cannot_be_read_is_refused(front):
+    text = front + ("# My own words\n" if front.count("---") == 1 else OWN)
+    with raises_problem("file-format", "README.md", match="front matter"):
+        kept_card(text, repo_id="me/t", hub="huggingface", facts=STATED)
 
 
 def test_invalid_facts_are_refused_together():

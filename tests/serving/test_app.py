@@ -13,6 +13,7 @@ import torch
 import uvicorn
 
 from qwen_task_heads import Scorer, build, load_tokenizer
+from qwen_task_heads.inference.identity import identity_of
 from qwen_task_heads.serving.app import create_app
 from qwen_task_heads.serving.limits import HeaderTimeoutProtocol
 from qwen_task_heads.serving.request_limits import RequestLimits
@@ -42,12 +43,14 @@ class Client:
 
 
 @contextmanager
-def running(scorer, *, token=None, limits=LIMITS, **options):
-    """Serve a model on a free port of loopback."""
+def running(scorer, *, token=None, limits=LIMITS, buffer=None, **options):
+    """Serve a model on a free port of loopback; `buffer` is the size of the kernel's buffer of answers."""
     app = create_app(scorer, name="model", limits=limits, token=token, **options)
     protocol = type("Protocol", (HeaderTimeoutProtocol,), {"read_seconds": limits.read_seconds})
     server = uvicorn.Server(uvicorn.Config(app, http=protocol, ws="none", log_level="error"))
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+    if buffer is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     while not server.started:
@@ -175,11 +178,142 @@ def test_bad_requests_are_refused_with_a_code_and_a_place(client, path, body, st
     assert client.send("/classify", {"input": "good"})[0] == 200  # the next request is answered
 
 
+def test_all_problems_of_a_request_are_listed_with_their_fields(client, titles):
+    bad = [0, "", "Fix: x. Expected y. z: w.", {"text": "a", "text_pair": 3}] + [" "] * 20
+    status, answer = client.send("/predict", {"inputs": bad, "parameters": {"top_k": 0, "unknown": 1}})
+    places = [
+        "inputs[0]",
+        "inputs[1].text",
+        "inputs[3].text_pair",
+        *(f"inputs[{n}].text" for n in range(4, 24)),
+    ]
+    assert status == 400
+    assert codes(answer) == [
+        ("request-invalid", where) for where in ("parameters.top_k", "parameters.unknown", *places)
+    ]
+    problem = answer["error"]["problems"][3]
+    assert problem["problem"] == "found ''"
+    assert all(problem[field] for field in ("expected", "fix"))
+    assert str(len(places) + 2 - 10) in answer["error"]["message"].splitlines()[-1]
+    lists = [{"titles": ["a", "Expected. b"]}, {"titles": ["", "b", 3], "prompt": 1}, {"titles": []}]
+    status, answer = titles.send("/predict", {"inputs": lists})
+    places = ["inputs[1].titles[0]", "inputs[1].titles[2]", "inputs[1].prompt", "inputs[2]"]
+    assert codes(answer) == [("request-invalid", where) for where in places]
+
+
+def test_a_value_that_looks_like_a_message_stays_one_field(client):
+    value = ". Expected a. Fix: b.\nc: d. Expected e. Fix: f."
+    status, answer = client.send("/predict", {"inputs": "x", "parameters": {"top_k": value, value: 1}})
+    problems = answer["error"]["problems"]
+    assert status == 400
+    assert [problem["where"] for problem in problems] == ["parameters.top_k", f"parameters.{value}"]
+    assert all(problem["problem"].startswith("found ") for problem in problems)
+    assert problems[1]["problem"] == "found 1"
+
+
 @pytest.mark.parametrize("raw", [b"", b"{", b"[1]", b'"x"', b"\xff\xfe", b'{"input": "\\ud800"}', b"NaN"])
 def test_bodies_that_are_no_requests_are_refused(client, raw):
     status, answer = client.send("/classify", raw=raw)
     assert status == 400
     assert answer["error"]["code"] == "request-invalid"
+
+
+HALF = "\\ud800"  # half of a character, which JSON can hold and UTF-8 cannot
+
+
+@pytest.mark.parametrize(
+    ("path", "raw"),
+    [
+        ("/predict", '{"inputs": "x", "parameters": {"HALF": 1}}'),
+        ("/predict", '{"inputs": "x", "parameters": {"top_k": "HALF"}}'),
+        ("/predict", '{"inputs": {"text": "x", "HALF": 1}}'),
+        ("/classify", '{"input": "x", "HALF": 1}'),
+        ("/predict", '{"inputs": "x", "parameters": {"top_k": NaN}}'),
+        ("/predict", '{"inputs": "x", "parameters": {"top_k": ' + "9" * 5000 + "}}"),
+        ("/classify", '{"input": [Infinity, 1e999]}'),
+        ("/classify", '{"input": ' + "[" * 900 + "]" * 900 + "}"),
+        ("/classify", '{"input": ' + "[" * 9000 + "]" * 9000 + "}"),
+        ("/v1/systemone", '{"state": "HALF", "questions": {"card": {"type": "noul"}}}'),
+        ("/v1/systemone", '{"state": "x", "questions": {"HALF": {"type": "noul"}}}'),
+        ("/v1/systemone", '{"state": "x", "questions": {"card": {"type": ["noul"]}}}'),
+    ],
+)
+def test_values_that_json_can_hold_and_no_answer_can(client, path, raw):
+    status, answer = client.send(path, raw=raw.replace("HALF", HALF).encode())
+    assert (status, answer["error"]["code"]) == (400, "request-invalid")
+
+
+def test_the_name_of_a_question_is_a_key_of_the_answer():
+    with running(scorer_of(task="pooled_classifier", labels=["no", "yes"])) as client:  # any name is asked
+        for name, expected in (("is it so?", 200), (HALF, 400)):
+            raw = '{"state": "x", "questions": {"NAME": {"type": "noul"}}}'.replace("NAME", name)
+            assert client.send("/v1/systemone", raw=raw.encode())[0] == expected
+
+
+@pytest.mark.parametrize("path", ["/classify", "/predict"])
+def test_many_fields_are_one_problem(client, path):
+    fields = {f"field {number}": number for number in range(100)}
+    body = {"inputs": "x", "parameters": fields} if path == "/predict" else {"input": "x", **fields}
+    status, answer = client.send(path, body)
+    assert (status, codes(answer)) == (400, [("request-invalid", "body")])
+
+
+def bad_request():
+    """Return a small request with a large answer: a problem for each row."""
+    body = json.dumps({"inputs": [0] * 50}).encode()
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+def test_a_client_that_does_not_read_is_disconnected(classifier):
+    def answered():
+        lines = client.send("/metrics")[1].splitlines()
+        return [line for line in lines if line.startswith('qth_requests_total{endpoint="/predict"')]
+
+    with running(classifier, buffer=4096) as client, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(20)  # ends the test if the server waits for ever
+        connection.connect(("127.0.0.1", client.port))
+        connection.sendall(bad_request() * 1000)
+        found = None
+        while found != (found := answered()):
+            time.sleep(2 * LIMITS.read_seconds)
+        content = b""
+        while part := connection.recv(65536):
+            content += part
+        assert 0 < content.count(b"HTTP/1.1 400") < 1000
+        assert client.send("/classify", {"input": "good"})[0] == 200
+
+
+def test_a_client_that_is_far_ahead_of_its_answers_is_disconnected(classifier):
+    with running(classifier, limits=RequestLimits(read_seconds=60)) as client:
+        connection = socket.create_connection(("127.0.0.1", client.port))
+        with connection, pytest.raises(ConnectionError):
+            connection.sendall(bad_request() * 100_000)
+        assert client.send("/classify", {"input": "good"})[0] == 200
+
+
+def test_requests_in_one_packet_are_answered_in_their_order(client, classifier):
+    requests = b""
+    for text in TEXTS[:8]:
+        body = json.dumps({"inputs": text, "parameters": {"top_k": 1}}).encode()
+        requests += b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        requests += b"Content-Length: %d\r\n\r\n" % len(body) + body
+    with socket.create_connection(("127.0.0.1", client.port), timeout=10) as connection:
+        connection.sendall(requests + b"not HTTP\r\n\r\n")
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+    scores = [float(part.partition(b"}")[0]) for part in answer.split(b'"score":')[1:]]
+    expected = [prediction.ranked[0][1] for prediction in classifier.predict(TEXTS[:8])]
+    assert scores == pytest.approx(expected, abs=1e-6)
+    assert answer.count(b"HTTP/1.1 400") == 1
+
+
+def test_health_names_the_model(client, classifier):
+    _, answer = client.send("/health")
+    assert answer["model"] == "model"
+    assert {name: answer[name] for name in ("model_revision", "model_hash")} == identity_of(classifier)
 
 
 def test_large_bodies_are_refused(client):
@@ -210,6 +344,67 @@ def test_a_client_that_leaves_does_not_affect_others(client):
             head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
     assert client.send("/classify", {"input": "good"})[0] == 200
+
+
+class HeldScorer(Scorer):
+    """A scorer that records its rows; each batch waits for `release`."""
+
+    def hold(self):
+        self.rows, self.release = [], threading.Event()
+        return self
+
+    def run_ids(self, rows):
+        self.rows += rows
+        assert self.release.wait(30)
+        return super().run_ids(rows)
+
+
+def wait_for(is_true):
+    """Wait until a condition holds, at most 20 seconds."""
+    end = time.monotonic() + 20
+    while not is_true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_rows_of_clients_that_left_do_not_run_and_are_counted(classifier):
+    scorer = HeldScorer(classifier.model, tokenizer=classifier.tokenizer).hold()
+    left = 'qth_requests_total{endpoint="/classify",status="499"} '
+
+    def sent(text, *, missing=0):
+        connection = socket.create_connection(("127.0.0.1", client.port))
+        body = json.dumps({"input": [text] * 4}).encode()
+        head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % (len(body) + missing) + body)
+        return connection
+
+    def waiting():
+        return client.send("/health")[1]["waiting_tokens"]
+
+    with running(scorer) as client, ThreadPoolExecutor(1) as pool:
+        try:
+            stays = pool.submit(client.send, "/classify", {"input": "I stay"})
+            wait_for(lambda: scorer.rows)
+            alone = waiting()
+            leaving = [sent("I leave")]
+            wait_for(lambda: waiting() > alone)
+            one = waiting() - alone
+            leaving += [sent("I leave") for _ in range(2)]
+            wait_for(lambda: waiting() == alone + 3 * one)
+            leaving.append(sent("I leave before the end", missing=10))
+            time.sleep(0.05)
+            for connection in leaving:
+                connection.close()
+            wait_for(lambda: waiting() == alone)  # while the model is busy
+        finally:
+            scorer.release.set()
+        assert stays.result()[0] == 200
+        assert client.send("/classify", {"input": "good"})[0] == 200
+        metrics = client.send("/metrics")[1]
+        assert len(scorer.rows) == 2
+        assert waiting() == 0
+    assert left + "3.0" in metrics
+    assert 'endpoint="other",status="499"} 1.0' in metrics
 
 
 def test_the_token_opens_every_path_and_health_is_open(classifier):

@@ -71,3 +71,35 @@ def test_a_probe_that_differs_ends_the_start() -> None:
         asyncio.run(Engine(model, change=0.01).check_probe("float32"))
     with raises_problem("verification-failed", "vLLM"):
         asyncio.run(Engine(model, change=float("nan")).check_probe("float32"))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored", "change", "passes"),
+    [
+        ("float32", "float32", 1e-4, True),  # limits of `load`, see tests/hubcode/test_strict_loading.py
+        ("float32", "float32", 4e-4, False),
+        ("bfloat16", "float32", 7e-2, True),
+        ("bfloat16", "float32", 9e-2, False),
+        ("float32", "float16", 2.5e-2, True),
+        ("float32", "quantized", 9.0, True),
+        ("float32", "quantized", float("inf"), False),
+    ],
+)
+def test_the_probe_has_the_limits_of_loading(dtype: str, stored: str, change: float, passes: bool) -> None:
+    model = build("embedded", task="pooled_classifier", labels=["a", "b", "c"]).eval()
+    ids = torch.arange(10, 34).reshape(2, 12)
+    logits = model.probe_logits(ids)
+    model.config.probe = {"input_ids": ids.tolist(), "logits": logits.tolist(), "dtype": stored}
+    engine = Engine(model, change=change * float(logits.abs().max()))
+    if passes:
+        asyncio.run(engine.check_probe(dtype))
+        return
+    with raises_problem("verification-failed", "vLLM"):
+        asyncio.run(engine.check_probe(dtype))
+
+
+def test_a_probe_of_another_shape_ends_the_start() -> None:
+    model = build("embedded", task="pooled_classifier", labels=["a", "b", "c"]).eval()
+    model.config.probe = {"input_ids": [[1, 2]], "logits": [[0.0, 1.0]], "dtype": "float32"}
+    with raises_problem("config-invalid", "config.json probe"):
+        asyncio.run(Engine(model).check_probe("float32"))

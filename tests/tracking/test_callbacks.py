@@ -18,7 +18,7 @@ from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.models import build
 from qwen_task_heads.tracking.callbacks import TRACKERS, SwanLab, Wandb
 from qwen_task_heads.tracking.libraries import failures_of
-from qwen_task_heads.tracking.open_trackers import finish_trackers, track
+from qwen_task_heads.tracking.open_trackers import finish_trackers, name_for_texts, track
 from qwen_task_heads.tracking.payload import MAX_TEXT, Cleaner, example_lines, final_metrics
 from qwen_task_heads.training.arguments import DataArguments
 
@@ -185,6 +185,28 @@ def test_unknown_and_missing_trackers_are_refused_together(
     assert 'pip install "qwen-task-heads[track]"' in missing.fix
     assert (uploads.code, uploads.where) == ("option-unsupported", "WANDB_LOG_MODEL")
     assert not list(tmp_path.glob("r*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "mode", "named"),
+    [
+        ("tensorboard", None, "", True),
+        ("tensorboard", False, "", False),
+        ("wandb", None, "offline", True),
+        ("wandb", None, "online", False),
+        ("wandb", True, "online", True),
+    ],
+)
+def test_trackers_that_may_have_texts_are_named_where_trl_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, asked: bool | None, mode: str, named: bool
+) -> None:
+    pytest.importorskip(name)
+    monkeypatch.setenv("WANDB_MODE", mode)
+    args = arguments(tmp_path, name)
+    trackers = track(args, task=DataArguments(log_predictions=asked))
+    assert args.report_to == []
+    assert name_for_texts(args, trackers) == [name] * (not named)
+    assert args.report_to == [name] * named
 
 
 def test_without_trackers_the_list_is_empty(tmp_path: Path) -> None:
