@@ -4,9 +4,10 @@
     python benchmarks/serve_matrix.py --environments ENVS --output_dir runs/matrix --only vllm
 
 A classifier and a title scorer of the embedded backbone (or `--model_name_or_path`) are exported in every
-form. Each server runs in a virtual environment of its own below `--environments`, which is created if it does
-not exist. A cell is `exact` if the ids agree and no probability differs by more than 1e-6; `refused` if the
-stack does not start or refuses every text; otherwise the largest difference is shown.
+form; the results of another backbone are in files with its name. Each server runs in a virtual environment
+of its own below `--environments`, which is created if it does not exist. A cell is `exact` if the ids agree
+and no probability differs by more than 1e-6; `refused` if the stack does not start or refuses every text;
+otherwise the largest difference is shown.
 
 The texts have Chinese, control tokens as text, NUL, white space, and more tokens than the limit.
 """
@@ -50,7 +51,7 @@ def main() -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     texts = hard_texts()
     (args.output_dir / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
-    path = RESULTS / "serve_matrix.json"
+    path = RESULTS / f"{results_name(args)}.json"
     known = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
     cells = {(c["model"], c["form"], c["stack"]): Cell(**c) for c in known}
     for model in ("classifier", "title scorer"):
@@ -63,6 +64,12 @@ def main() -> None:
                     print(cell, flush=True)
                     cells[model, form, stack] = cell
                     write(list(cells.values()), args)  # a server may take minutes
+
+
+def results_name(args: Any) -> str:
+    """Return the name of the result files: those of another backbone have its name."""
+    base = args.model_name_or_path
+    return "serve_matrix" if base == "embedded" else f"serve_matrix_{Path(base).name}"
 
 
 def hard_texts() -> list[str]:
@@ -104,7 +111,7 @@ def export(model: str, args: Any) -> dict[str, Path]:
         qth.save(found, tokenizer=tokenizer, folder=root / "saved")
         qth.export_stock(str(root / "saved"), folder=root / "stock")
         export_onnx(str(root / "saved"), folder=root / "onnx")
-        if model != "classifier":
+        if model != "classifier" and found.config.text_config.model_type == "qwen2":
             width = found.config.text_config.hidden_size
             reward = qth.build(base, pooling="last", head="mlp", head_sizes=[width], head_activation="relu")
             qth.save(reward, tokenizer=tokenizer, folder=root / "saved for reward")
@@ -167,12 +174,15 @@ def write(cells: list[Cell], args: Any) -> None:
     }
     content = {"versions": versions, "cells": [cell.__dict__ for cell in cells]}
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "serve_matrix.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / f"{results_name(args)}.json").write_text(
+        json.dumps(content, indent=1) + "\n", encoding="utf-8"
+    )
     lines = [
         "# Exports and servers",
         "",
-        "`make serve-matrix`: 50 texts, compared with `Scorer` in fp32. `exact`: no probability, or score",
-        "relative to the largest one, differs by more than 1e-6.",
+        f"`make serve-matrix`, backbone {Path(args.model_name_or_path).name}: 50 texts, compared with",
+        "`Scorer` in fp32. `exact`: no probability, or score relative to the largest one, differs by more",
+        "than 1e-6.",
         "",
         f"Versions: {', '.join(f'{name} {value}' for name, value in versions.items())}.",
         "",
@@ -180,7 +190,7 @@ def write(cells: list[Cell], args: Any) -> None:
         "|---|---|---|---|",
     ]
     lines += [f"| {cell.model} | {cell.form} | {cell.stack} | {cell.result} |" for cell in cells]
-    (RESULTS / "serve_matrix.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (RESULTS / f"{results_name(args)}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
