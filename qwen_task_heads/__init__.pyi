@@ -27,6 +27,8 @@ from qwen_task_heads.inference.rewards import TitleReward as TitleReward
 from qwen_task_heads.inference.scorer import Scorer as Scorer
 from qwen_task_heads.labeling.audits import AuditArguments as AuditArguments
 from qwen_task_heads.labeling.audits import audit_dataset as audit_dataset
+from qwen_task_heads.labeling.distillation import DistillationArguments as DistillationArguments
+from qwen_task_heads.labeling.distillation import distill as distill
 from qwen_task_heads.labeling.pseudo_labels import PseudoLabelArguments as PseudoLabelArguments
 from qwen_task_heads.labeling.pseudo_labels import pseudo_label as pseudo_label
 from qwen_task_heads.labeling.selection import SelectionArguments as SelectionArguments

@@ -19,6 +19,7 @@ class Command:
 
 AUDIT_USAGE = "--dataset_name DATA --output_dir DIR [--review FILE] [options]"
 POOL_USAGE = "--dataset_name DATA --unlabeled_dataset TEXTS --output_file FILE [options]"
+DISTILL_USAGE = "--dataset_name DATA --teacher MODEL --output_file FILE [options]"
 DATA_USAGE = "FILE_OR_FOLDER [options]"
 PREDICT_USAGE = "--model MODEL (TEXT ... | --input FILE --output FILE) [options]"
 COMMANDS = {
@@ -26,6 +27,7 @@ COMMANDS = {
     "audit": Command("audit_labels", "Find wrong labels, and apply their review.", AUDIT_USAGE),
     "select": Command("select_rows", "Choose which unlabelled texts to label next.", POOL_USAGE),
     "pseudo": Command("pseudo_label", "Add confident answers of a teacher to the training set.", POOL_USAGE),
+    "distill": Command("distill", "Write the answers of a teacher as soft targets.", DISTILL_USAGE),
     "titles": Command("reward_titles", "Train a title scorer on pairs, votes or clicks."),
     "classify": Command("classify", "Train a text classifier, regressor or ordinal model."),
     "label": Command("sft_classify", "Train a chat model that writes the label."),

@@ -42,6 +42,7 @@ GROUPS = {
     "PoolArguments": "Data",
     "SelectionArguments": "Selection",
     "PseudoLabelArguments": "Pseudo-labels",
+    "DistillationArguments": "Distillation",
     "PredictArguments": "File",
     "AnswerArguments": "Model and answers",
     "QueryArguments": "Texts on the command line",
@@ -119,6 +120,7 @@ def build() -> dict[str, list[dict[str, Any]]]:
         ScoreArguments,
     )
     from qwen_task_heads.labeling.audits import AuditArguments
+    from qwen_task_heads.labeling.distillation import DistillationArguments
     from qwen_task_heads.labeling.pseudo_labels import PseudoLabelArguments
     from qwen_task_heads.labeling.selection import SelectionArguments
     from qwen_task_heads.publishing.options import PublishOptions
@@ -139,6 +141,7 @@ def build() -> dict[str, list[dict[str, Any]]]:
         "audit": (AuditArguments,),
         "select": (SelectionArguments,),
         "pseudo": (PseudoLabelArguments,),
+        "distill": (DistillationArguments,),
         "titles": (title_arguments.TitleArguments, title_arguments.TitleConfig, model),
         "classify": (classifier_arguments.ClassifierArguments, classifier_arguments.ClassifierConfig, model),
         "label": (

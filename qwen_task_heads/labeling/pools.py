@@ -16,6 +16,8 @@ from qwen_task_heads.data.text_readers import TextInput, read_inputs
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
 from qwen_task_heads.hubs import HUBS, HUGGINGFACE
 from qwen_task_heads.inference.arguments import CommandLineOptions
+from qwen_task_heads.inference.label_scorer import LabelScorer
+from qwen_task_heads.inference.loading import open_scorer
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.labeling.audits import backbone_features
 from qwen_task_heads.labeling.confident_learning import (
@@ -100,14 +102,36 @@ def read_pool(arguments: PoolArguments) -> Pool:
     if len(sets.train) < LEAST:
         found, fix = f"found {len(sets.train)} labelled rows", "label more rows first"
         problems.append(Problem(where, found, f"{LEAST} or more", fix, code="rows-too-few"))
+    if problems:
+        raise TaskHeadsError(problems)
+    options = {"hub": arguments.hub, "encoding": arguments.encoding}
+    texts, left_out = read_unlabeled(arguments.unlabeled_dataset, sets, **options)
+    return Pool(sets=sets, texts=texts, left_out=left_out)
+
+
+def read_unlabeled(source: str, sets: TextSets, *, hub: str, encoding: str) -> tuple[list[TextExample], int]:
+    """Read texts without labels.
+
+    Args:
+        source: file, folder or dataset id.
+        sets: labelled rows, whose texts are left out.
+        hub: of an id.
+        encoding: of text files.
+
+    Returns:
+        The texts, with target 0, without repeats; and the number of those that were left out.
+
+    Raises:
+        TaskHeadsError: rows that cannot be read, rows with labels, or no text that is not labelled already.
+    """
+    problems: list[Problem] = []
     rows: list[TextInput] = []
-    options = options_of(arguments.encoding, ())
-    for _, item in read_inputs(arguments.unlabeled_dataset, hub=arguments.hub, options=options):
+    for _, item in read_inputs(source, hub=hub, options=options_of(encoding, ())):
         if isinstance(item, Problem):
             problems.append(item)
         else:
             rows.append(item)
-    problems += _label_problems(arguments.unlabeled_dataset, rows)
+    problems += _label_problems(source, rows)
     if problems:
         raise TaskHeadsError(problems)
     known = {text_key(full_text(row)) for part in (sets.train, sets.dev, sets.test) for row in part}
@@ -119,11 +143,9 @@ def read_pool(arguments: PoolArguments) -> Pool:
             known.add(key)
             texts.append(example)
     if not texts:
-        found = f"found no text in {len(rows):,} rows that is not labelled already"
-        fix = "give other texts"
-        problem = Problem(arguments.unlabeled_dataset, found, "unlabelled texts", fix, code="file-empty")
-        raise TaskHeadsError(problem)
-    return Pool(sets=sets, texts=texts, left_out=len(rows) - len(texts))
+        found, fix = f"found no text in {len(rows):,} rows that is not labelled already", "give other texts"
+        raise TaskHeadsError(Problem(source, found, "unlabelled texts", fix, code="file-empty"))
+    return texts, len(rows) - len(texts)
 
 
 def _label_problems(where: str, rows: Sequence[TextInput]) -> list[Problem]:
@@ -169,22 +191,34 @@ def probabilities(
     return found
 
 
-def by_classifier(model: str, texts: Sequence[TextExample], sets: TextSets, *, hub: str) -> Floats:
-    """Return the calibrated probabilities (M, L) of a trained classifier.
+def by_classifier(
+    model: str, texts: Sequence[TextExample], sets: TextSets, *, hub: str, where: str = "--model"
+) -> Floats:
+    """Return the calibrated probabilities (M, L) of a trained classifier, with a head or generative.
 
     Raises:
         TaskHeadsError: a title scorer, a model of another problem type, or of other labels.
     """
-    scorer = Scorer(model, hub=hub, device="auto", progress=True)
-    names = [] if scorer.is_title_scorer else list(scorer.model.config.label2id)
+    scorer = open_scorer(model, hub=hub, device="auto", progress=True)
+    names = [] if scorer.is_title_scorer else labels_of(scorer)
     if set(names) != set(sets.labels.names):
         others = sorted(set(names) ^ set(sets.labels.names))
         found = f"found a model of other labels ({', '.join(map(shorten, others[:3]))})"
         fix = "name a classifier that was trained on these labels"
-        raise TaskHeadsError(Problem("--model", found, "the labels of the data", fix, code="label-conflict"))
-    pairs = [row.text_b for row in texts] if sets.have_pairs else None
-    answers = scorer.predict([row.text for row in texts], text_pairs=pairs)
+        raise TaskHeadsError(Problem(where, found, "the labels of the data", fix, code="label-conflict"))
+    asked = [row.text for row in texts]
+    if isinstance(scorer, Scorer):
+        answers = scorer.predict(asked, text_pairs=[row.text_b for row in texts] if sets.have_pairs else None)
+    else:
+        answers = scorer.predict(asked)
     return np.array([[one.probabilities[name] for name in sets.labels.names] for one in answers])
+
+
+def labels_of(scorer: Scorer | LabelScorer) -> list[str]:
+    """Return the names of the labels of a classifier."""
+    if isinstance(scorer, Scorer):
+        return list(scorer.model.config.label2id)
+    return list(scorer.prompts.labels.names)
 
 
 def pool_columns(row: TextExample) -> dict[str, Any]:
