@@ -53,6 +53,8 @@ from qwen_task_heads.tokenization.templates import Template as Template
 from qwen_task_heads.tokenization.templates import bind_template as bind_template
 from qwen_task_heads.tokenization.templates import compile_template as compile_template
 from qwen_task_heads.tokenization.templates import label_template as label_template
+from qwen_task_heads.training.adaptation import AdaptationArguments as AdaptationArguments
+from qwen_task_heads.training.adaptation import adapt as adapt
 from qwen_task_heads.training.classifier_arguments import ClassifierConfig as ClassifierConfig
 from qwen_task_heads.training.classifier_trainer import ClassifierTrainer as ClassifierTrainer
 from qwen_task_heads.training.features import extract_features as extract_features

@@ -17,6 +17,7 @@ class Command:
     usage: str = "[--config NAME_OR_FILE] [--accelerate_config NAME_OR_FILE] [options]"
 
 
+ADAPT_USAGE = "--dataset_name TEXTS --output_dir DIR [options]"
 AUDIT_USAGE = "--dataset_name DATA --output_dir DIR [--review FILE] [options]"
 POOL_USAGE = "--dataset_name DATA --unlabeled_dataset TEXTS --output_file FILE [options]"
 DISTILL_USAGE = "--dataset_name DATA --teacher MODEL --output_file FILE [options]"
@@ -28,6 +29,7 @@ COMMANDS = {
     "select": Command("select_rows", "Choose which unlabelled texts to label next.", POOL_USAGE),
     "pseudo": Command("pseudo_label", "Add confident answers of a teacher to the training set.", POOL_USAGE),
     "distill": Command("distill", "Write the answers of a teacher as soft targets.", DISTILL_USAGE),
+    "adapt": Command("adapt", "Continue language modelling on texts of the domain.", ADAPT_USAGE),
     "titles": Command("reward_titles", "Train a title scorer on pairs, votes or clicks."),
     "classify": Command("classify", "Train a text classifier, regressor or ordinal model."),
     "label": Command("sft_classify", "Train a chat model that writes the label."),

@@ -43,6 +43,7 @@ GROUPS = {
     "SelectionArguments": "Selection",
     "PseudoLabelArguments": "Pseudo-labels",
     "DistillationArguments": "Distillation",
+    "AdaptationArguments": "Adaptation",
     "PredictArguments": "File",
     "AnswerArguments": "Model and answers",
     "QueryArguments": "Texts on the command line",
@@ -133,6 +134,7 @@ def build() -> dict[str, list[dict[str, Any]]]:
         sweep_arguments,
         title_arguments,
     )
+    from qwen_task_heads.training.adaptation import AdaptationArguments
 
     model = arguments.HeadModelConfig
     texts, titles = (sweep_arguments.TASKS[task] for task in ("texts", "titles"))
@@ -142,6 +144,7 @@ def build() -> dict[str, list[dict[str, Any]]]:
         "select": (SelectionArguments,),
         "pseudo": (PseudoLabelArguments,),
         "distill": (DistillationArguments,),
+        "adapt": (AdaptationArguments,),
         "titles": (title_arguments.TitleArguments, title_arguments.TitleConfig, model),
         "classify": (classifier_arguments.ClassifierArguments, classifier_arguments.ClassifierConfig, model),
         "label": (

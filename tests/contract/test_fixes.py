@@ -33,6 +33,7 @@ OUTSIDE = {
     "data_checks/": "checks of columns and options; tests/data_checks",
     "labeling/": "audits and reviews; tests/labeling",
     "runs/search.py": "trials of a search; tests/runs/test_search.py",
+    "training/adaptation.py": "texts and numbers; tests/training/test_adaptation.py",
     "training/search_options.py": "a search space; tests/training/test_search_options.py",
     "tokenization/": "templates, prompts and rows of a run; tests/tokenization",
     "evaluate_modules/": "arguments of metrics; tests/evaluate_modules",
