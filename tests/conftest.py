@@ -49,8 +49,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers"
     )
-    # Gradio 6.31 makes event loops for its locks that it does not close.
-    config.addinivalue_line("filterwarnings", "ignore:unclosed event loop:ResourceWarning")
     # Forks of a process with threads: the launchers' own code.
     config.addinivalue_line("filterwarnings", r"ignore::DeprecationWarning:multiprocessing\..*")
 

@@ -149,7 +149,9 @@ class DemoModel:
         """
         self.check_text(text, second_text)
         several = self.problem_type == "multi_label_classification"
-        options: dict[str, Any] = {} if threshold is None else {"threshold" if several else "abstain": threshold}
+        options: dict[str, Any] = (
+            {} if threshold is None else {"threshold" if several else "abstain": threshold}
+        )
         pair = self._pair(second_text)
         pairs = None if pair is None else [pair]
         with self._lock:

@@ -30,13 +30,7 @@ def build_demo(args: DemoArguments) -> gr.Blocks:
     Raises:
         TaskHeadsError: no such model, or a second model of another kind.
 
-    Example:
-        >>> import tempfile
-        >>> from qwen_task_heads import DemoArguments, build, build_demo, load_tokenizer, save
-        >>> folder = save(build("embedded"), tokenizer=load_tokenizer("embedded"), folder=tempfile.mkdtemp())
-        >>> page = build_demo(DemoArguments(model=str(folder)))
-        >>> page.title
-        'Title scorer'
+    The `app.py` that `qth demo --space` writes is an example.
     """
     limits = DemoLimits(titles=args.max_titles, characters=args.max_characters, words=args.max_words)
     options: dict[str, Any] = {"hub": args.hub, "device": args.device, "dtype": args.dtype, "progress": False}
@@ -124,12 +118,14 @@ def _title_page(models: Sequence[DemoModel]) -> None:
             )
         tables.append(table)
 
-    def rank(titles: str, prompt: str) -> Any:
+    def show_ranks(titles: str, prompt: str) -> Any:
         tables = [model.rank(titles, prompt) for model in models]
         return tables if len(tables) > 1 else tables[0]
 
     # One event for all models: Gradio's client may lose the end of one of two streams.
-    gr.on([button.click, prompt.submit], shown(rank), [titles, prompt], tables, api_visibility="private")
+    gr.on(
+        [button.click, prompt.submit], shown(show_ranks), [titles, prompt], tables, api_visibility="private"
+    )
 
 
 def _text_page(models: Sequence[DemoModel]) -> None:
@@ -147,20 +143,20 @@ def _text_page(models: Sequence[DemoModel]) -> None:
             views.append(TextView(model))
     controls = [control for view in views for control in view.controls]
 
-    def classify(text: str, second_text: str, *settings: Any) -> list[Any]:
+    def show_answers(text: str, second_text: str, *settings: Any) -> list[Any]:
         for model in models:
             model.check_text(text, second_text)
         pairs = zip(views, settings[::2], settings[1::2], strict=True)
         return [value for view, *two in pairs for value in view.classified(text, second_text, *two)]
 
-    def attribute_words(text: str, second_text: str) -> list[Any]:
+    def show_words(text: str, second_text: str) -> list[Any]:
         return [value for view in views for value in view.attributed(text, second_text)]
 
     answers = [component for view in views for component in view.answers]
     attributions = [component for view in views for component in view.attributions]
     asked = [text, second]
-    predict.click(shown(classify), [*asked, *controls], answers, api_visibility="private")
-    attribute.click(shown(attribute_words), asked, attributions, api_visibility="private")
+    predict.click(shown(show_answers), [*asked, *controls], answers, api_visibility="private")
+    attribute.click(shown(show_words), asked, attributions, api_visibility="private")
     for view in views:
         for control in view.controls:
             if not isinstance(control, gr.State):

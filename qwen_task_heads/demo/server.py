@@ -29,20 +29,11 @@ def serve_page(args: DemoArguments) -> None:
     """
     listener = listen(args.host, args.port)  # before the models, which take longer
     app = app_of(build_demo(args), args)
-    config = uvicorn.Config(
-        app,
-        http=HeaderTimeoutProtocol,
-        ws="none",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=SECONDS_TO_STOP,
-    )
     address = address_of(listener)
     print(f"The demo of {args.model} is at {address}; Ctrl-C stops it.", flush=True)
     if args.mcp:
         print(f"The MCP server is at {address}/gradio_api/mcp/", flush=True)
-    _Server(config, app).run(sockets=[listener])
+    DemoServer(app).run(sockets=[listener])
 
 
 def app_of(page: gr.Blocks, args: DemoArguments) -> FastAPI:
@@ -71,10 +62,23 @@ def app_of(page: gr.Blocks, args: DemoArguments) -> FastAPI:
     )
 
 
-class _Server(uvicorn.Server):
-    """A server that at a signal ends the streams of open pages, for which uvicorn would wait."""
+class DemoServer(uvicorn.Server):
+    """A server that at a signal ends the streams of open pages, for which uvicorn would wait.
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+    Args:
+        app: of `app_of`.
+    """
+
+    def __init__(self, app: FastAPI) -> None:
+        config = uvicorn.Config(
+            app,
+            http=HeaderTimeoutProtocol,
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=SECONDS_TO_STOP,
+        )
         super().__init__(config)
         mounts = [route.app for route in app.routes if isinstance(route, Mount)]
         self._pages = [page for page in mounts if isinstance(page, App)]
