@@ -108,10 +108,10 @@ def _title_page(models: Sequence[DemoModel]) -> None:
     for column in _columns(models):
         with column:
             table = gr.Dataframe(
-                headers=["Rank", "Title", "Score", "P(best)"],
-                datatype=["number", "str", "number", "number"],
-                column_widths=["56px", "auto", "84px", "84px"],
-                label="Ranking",
+                headers=["#", "Title", "Score", "P"],
+                datatype=["number", "str", "str", "str"],
+                column_widths=["10%", "50%", "21%", "19%"],
+                label="Ranking; P: probability to be the best of the list",
                 interactive=False,
                 wrap=True,
                 buttons=[],
@@ -119,7 +119,8 @@ def _title_page(models: Sequence[DemoModel]) -> None:
         tables.append(table)
 
     def show_ranks(titles: str, prompt: str) -> Any:
-        tables = [model.rank(titles, prompt) for model in models]
+        ranked = [model.rank(titles, prompt) for model in models]
+        tables = [[[*row[:2], *(f"{value:.3f}" for value in row[2:])] for row in rows] for rows in ranked]
         return tables if len(tables) > 1 else tables[0]
 
     # One event for all models: Gradio's client may lose the end of one of two streams.

@@ -104,7 +104,6 @@ def _plot(curve: Sequence[Mapping[str, float]]) -> None:
         color="dev rows",
         x_lim=[0, 1],
         y_lim=[0, 1],
-        height=300,
         label="Stored risk-coverage curve",
         buttons=[],
     )
