@@ -31,7 +31,7 @@ class DemoLimits:
 
     titles: int = 100
     characters: int = 20_000
-    words: int = 300
+    words: int = 100
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class DemoArguments(CommandLineOptions):
     max_characters: int = field(
         default=20_000, metadata={"help": "Most characters of a text, or of a list of titles."}
     )
-    max_words: int = field(default=300, metadata={"help": "Most words of a text whose words are attributed."})
+    max_words: int = field(default=100, metadata={"help": "Most words of a text whose words are attributed."})
 
     def __post_init__(self) -> None:
         """Validate the numbers, the login for addresses other than loopback, the Space and the packages."""

@@ -55,7 +55,7 @@ def split_words(text: str) -> list[str]:
 
 
 def attribute_words(
-    scorer: Scorer, text: str, *, text_pair: str | None = None, max_words: int = 300
+    scorer: Scorer, text: str, *, text_pair: str | None = None, max_words: int = 100
 ) -> Attribution:
     """Return the contribution of every word of a text to the most probable label, or to the score.
 

@@ -60,9 +60,11 @@ def page_of(models: Sequence[DemoModel]) -> gr.Blocks:
             "give another model, or start a second demo",
             code="model-type",
         )
-    page = gr.Blocks(title=first.kind.capitalize(), analytics_enabled=False)
+    is_regression = first.problem_type == "regression"
+    title = (first.kind.replace("classifier", "regressor") if is_regression else first.kind).capitalize()
+    page = gr.Blocks(title=title, analytics_enabled=False)
     with page:
-        gr.Markdown(f"# {first.kind.capitalize()}\n\n{_about(models)}")
+        gr.Markdown(f"# {title}\n\n{_about(models)}")
         (_title_page if first.scorer.is_title_scorer else _text_page)(models)
         add_endpoints(models)
         gr.HTML(STYLE)

@@ -59,11 +59,12 @@ class TextView:
         self._has_bars = not several and self.model.problem_type != "regression"
         if self._has_bars:
             return gr.Label(label="Probabilities", num_top_classes=BARS, show_heading=False)
-        headers = ["Label", "Probability", "Threshold", "Predicted"] if several else ["Output", "Score"]
+        headers = ["Label", "P", "Min P", "Yes"] if several else ["Output", "Score"]
         return gr.Dataframe(
             headers=headers,
             datatype=["str", "number", "number", "str"] if several else ["str", "number"],
-            label="Labels" if several else "Scores",
+            column_widths=["46%", "20%", "20%", "14%"] if several else ["60%", "40%"],
+            label="Labels; predicted from Min P" if several else "Scores",
             interactive=False,
             wrap=True,
             buttons=[],
