@@ -84,6 +84,9 @@ class DemoArguments(CommandLineOptions):
             problems.append(Problem("--port", found, "at most 65535", "lower it", code="option-range"))
         if self.space is not None:
             problems += self._space_problems(self.space)
+        elif os.environ.get(LOGIN) and self.login is None:
+            fix = f"export {LOGIN}=demo:$({PASSWORD})"
+            problems.append(Problem(LOGIN, "found another format", "user:password", fix, code="option-value"))
         elif not is_loopback(self.host) and self.login is None:
             problem = f"found {self.host!r} without user:password in {LOGIN}"
             expected = "a login, since other machines can open the page"
