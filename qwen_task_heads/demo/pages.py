@@ -18,6 +18,7 @@ from qwen_task_heads.demo.text_view import TextView
 from qwen_task_heads.errors import error_at
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.reports.markdown import code
+from qwen_task_heads.serving.arguments import public_name
 
 WAITING = 64  # questions in the queue; further ones are refused
 # Long names of labels must not push their probability out of a narrow page.
@@ -34,12 +35,11 @@ def build_demo(args: DemoArguments) -> gr.Blocks:
     """
     limits = DemoLimits(titles=args.max_titles, characters=args.max_characters, words=args.max_words)
     options: dict[str, Any] = {"hub": args.hub, "device": args.device, "dtype": args.dtype, "progress": False}
-    models = [
-        DemoModel(Scorer(args.model, revision=args.revision, **options), name=args.model, limits=limits)
-    ]
+    scorers = [(args.model, Scorer(args.model, revision=args.revision, **options))]
     if args.compare is not None:
-        models.append(DemoModel(Scorer(args.compare, **options), name=args.compare, limits=limits))
-    return page_of(models)
+        scorers.append((args.compare, Scorer(args.compare, **options)))
+    # Visitors need not know the path of a folder.
+    return page_of([DemoModel(scorer, name=public_name(name), limits=limits) for name, scorer in scorers])
 
 
 def page_of(models: Sequence[DemoModel]) -> gr.Blocks:

@@ -20,6 +20,7 @@ from demo_models import scorer_of
 
 from qwen_task_heads import save
 
+ROOT = Path(__file__).resolve().parents[2]
 ATTACK = "<img src=x onerror=window.attacked=1>"
 MARKDOWN = "**bold** [link](javascript:window.attacked=1)"
 TITLES = ["A plain title", f"{ATTACK}<b>bold</b>", MARKDOWN, "10 ways to make tea"]
@@ -43,7 +44,8 @@ def demo_of(*words: object, log: Path) -> Iterator[str]:
         threading.Thread(target=lambda: asked.append(outside.accept()), daemon=True).start()
         proxy = f"http://127.0.0.1:{outside.getsockname()[1]}"
         environment = {**os.environ, "HTTPS_PROXY": proxy, "HTTP_PROXY": proxy, "NO_PROXY": "127.0.0.1"}
-        command = [sys.executable, "-m", "qth", "demo", *map(str, words), "--port", "0"]
+        environment["PYTHONPATH"] = str(ROOT)
+        command = [sys.executable, str(ROOT / "qth.py"), "demo", *map(str, words), "--port", "0"]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:
             while not (started := re.search(r"is at (http://\S+);", log.read_text())):
@@ -109,6 +111,7 @@ def test_texts_are_labelled_side_by_side(tmp_path: Path) -> None:
     ):
         page.open(address, width=1280)
         page.wait(f"!!{BUTTON.format('Predict')}")
+        assert str(tmp_path) not in page.run("document.documentElement.outerHTML")
         page.write(f"{FIELDS.format('Text')}[0]", TEXT)
         page.run(f"{BUTTON.format('Predict')}.click()")
         page.wait(f"{shown}.every(one => one)")
