@@ -183,7 +183,11 @@ def test_a_login_is_needed_for_the_page_and_the_endpoints(
 
 
 @pytest.mark.skipif(find_spec("mcp") is None, reason="the package mcp is not installed")
-def test_endpoints_are_tools_of_an_mcp_server(classifiers: list[DemoModel]) -> None:
+def test_endpoints_are_tools_of_an_mcp_server(
+    classifiers: list[DemoModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Set for the whole process when a server of an earlier test ended.
+    monkeypatch.setattr("sse_starlette.sse.AppStatus.should_exit", False)
     accepted = {"Accept": "application/json, text/event-stream"}
     with running(*classifiers, mcp=True) as client:
 
