@@ -4,6 +4,9 @@ from qwen_task_heads.data.pair_readers import read_pairs as read_pairs
 from qwen_task_heads.data.splits import split_by_group as split_by_group
 from qwen_task_heads.data.text_datasets import read_text_sets as read_text_sets
 from qwen_task_heads.data.title_datasets import read_title_sets as read_title_sets
+from qwen_task_heads.demo.arguments import DemoArguments as DemoArguments
+from qwen_task_heads.demo.pages import build_demo as build_demo
+from qwen_task_heads.demo.run import run_demo as run_demo
 from qwen_task_heads.errors import Problem as Problem
 from qwen_task_heads.errors import TaskHeadsError as TaskHeadsError
 from qwen_task_heads.errors import run_recipe as run_recipe

@@ -95,6 +95,8 @@ def run(name: str, words: list[str]) -> int:
         words, accelerate, preset = _resolve(words)
         name = _command_for(name, preset)
     command, options = COMMANDS[name], option_catalog.read().get(name)
+    if command.first and words and not words[0].startswith("-"):
+        words = [f"--{command.first}", *words]
     if {"-h", "--help", "--help_all"} & set(words) and (options is not None or not command.recipe):
         print(help_text(name, options or [], everything="--help_all" in words))
         return 0
@@ -186,7 +188,7 @@ def option_problems(
     """
     known, problems = {one["name"]: one for one in options}, []
     names = {*known, *parsed_here}
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         option, equals, value = word.partition("=")
         name = option.removeprefix("--").replace("-", "_")
         if not option.startswith("--") or name in parsed_here or name.removeprefix("no_") in parsed_here:

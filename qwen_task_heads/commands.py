@@ -10,11 +10,19 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Command:
-    """A command of the console script: the recipe that it runs ("" for none), and its help."""
+    """A command of the console script.
+
+    Args:
+        recipe: the recipe that it runs; "" for none.
+        summary: its help.
+        usage: of its words.
+        first: option whose value may also be the first word; "" for none.
+    """
 
     recipe: str
     summary: str
     usage: str = "[--config NAME_OR_FILE] [--accelerate_config NAME_OR_FILE] [options]"
+    first: str = ""
 
 
 ADAPT_USAGE = "--dataset_name TEXTS --output_dir DIR [options]"
@@ -40,6 +48,7 @@ COMMANDS = {
     "compare": Command("compare", "Compare engines and baselines on the same rows."),
     "publish": Command("publish", "Verify a finished run and publish it to a hub."),
     "serve": Command("serve", "Serve a classifier or title scorer over HTTP.", "--model MODEL [options]"),
+    "demo": Command("demo", "Show a classifier or title scorer in the browser.", "MODEL [options]", "model"),
     "env": Command("", "Print versions and hardware, for a bug report.", ""),
 }
 

@@ -49,6 +49,7 @@ GROUPS = {
     "QueryArguments": "Texts on the command line",
     "ComparisonArguments": "Comparison",
     "ServeArguments": "Server",
+    "DemoArguments": "Demo",
     "ScoreArguments": "Files",
 }
 
@@ -114,6 +115,7 @@ def read() -> dict[str, list[dict[str, Any]]]:
 def build() -> dict[str, list[dict[str, Any]]]:
     """Return the same from the dataclasses; this imports transformers and trl."""
     from qwen_task_heads.data_checks.arguments import DataCheckArguments
+    from qwen_task_heads.demo.arguments import DemoArguments
     from qwen_task_heads.inference.arguments import (
         ComparisonArguments,
         PredictArguments,
@@ -162,6 +164,7 @@ def build() -> dict[str, list[dict[str, Any]]]:
         "compare": (ComparisonArguments,),
         "publish": (PublishOptions,),
         "serve": (ServeArguments,),
+        "demo": (DemoArguments,),
         "score": (ScoreArguments,),
     }
     return {command: options_of(classes) for command, classes in groups.items()}

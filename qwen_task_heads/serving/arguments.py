@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubs import HUBS, HUGGINGFACE
@@ -82,7 +83,7 @@ class ServeArguments(CommandLineOptions):
             for name in ("read_seconds", "answer_seconds")
             if not (value := vars(self)[name]) > 0
         ]
-        if not _is_loopback(self.host) and not self.token:
+        if not is_loopback(self.host) and not self.token:
             problems.append(
                 Problem(
                     "--host",
@@ -111,10 +112,23 @@ class ServeArguments(CommandLineOptions):
         )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether an address is reached from this machine only."""
     if host == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def public_name(model: str) -> str:
+    """Return the name of a model without the path of its folder, which is no matter of clients.
+
+    Example:
+        >>> from qwen_task_heads.serving.arguments import public_name
+        >>> public_name("me/titles")
+        'me/titles'
+    """
+    path = Path(model)
+    return path.resolve().name if path.is_dir() else model

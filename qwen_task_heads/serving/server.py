@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import socket
-from pathlib import Path
 
 import uvicorn
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.inference.scorer import Scorer
 from qwen_task_heads.serving.app import create_app
-from qwen_task_heads.serving.arguments import ServeArguments
+from qwen_task_heads.serving.arguments import ServeArguments, public_name
 from qwen_task_heads.serving.limits import HeaderTimeoutProtocol
+from qwen_task_heads.serving.sockets import address_of, listen
 
 
 def serve(args: ServeArguments) -> None:
@@ -24,7 +22,7 @@ def serve(args: ServeArguments) -> None:
     Raises:
         TaskHeadsError: no such model, or a port in use.
     """
-    listener = _listen(args.host, args.port)  # before the model, which takes longer
+    listener = listen(args.host, args.port)  # before the model, which takes longer
     scorer = Scorer(
         args.model,
         hub=args.hub,
@@ -52,8 +50,7 @@ def serve(args: ServeArguments) -> None:
         server_header=False,
         timeout_graceful_shutdown=math.ceil(args.read_seconds + args.answer_seconds),
     )
-    host, port = listener.getsockname()[:2]
-    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    address = address_of(listener)
     path, body = (
         ("rank", '{"titles": ["A plain title", "One Weird Title"]}')
         if scorer.is_title_scorer
@@ -63,31 +60,3 @@ def serve(args: ServeArguments) -> None:
     print(f"Serving {args.model} at {address}; Ctrl-C stops it.\n\nTry:", flush=True)
     print(f"  curl {address}/{path}{auth} -H 'Content-Type: application/json' -d '{body}'", flush=True)
     uvicorn.Server(config).run(sockets=[listener])
-
-
-def public_name(model: str) -> str:
-    """Return the name of a model without the path of its folder, which is no matter of clients.
-
-    Example:
-        >>> from qwen_task_heads.serving.server import public_name
-        >>> public_name("me/titles")
-        'me/titles'
-    """
-    path = Path(model)
-    return path.resolve().name if path.is_dir() else model
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        raise TaskHeadsError(
-            Problem(
-                f"--host {host} --port {port}",
-                f"found {error.strerror or error}",
-                "an address of this machine and a free port",
-                "pass --port 0 for a free port",
-                code="option-value",
-            )
-        ) from error

@@ -66,6 +66,7 @@ PIP = "a package is missing: the fix installs one"
 HOSTILE = "a repo not to be used, which is the fix; tests/attacks/test_hostile_repos.py"
 WRAPPED = "tells an error of another site, which is followed"
 OUTSIDE["serving/"] = "requests, and a server that does not start; tests/serving"
+OUTSIDE["demo/"] = "questions of visitors, and a demo that does not start; tests/demo"
 ASKED = "a question of a client; tests/hubcode/test_decision.py"
 WITHOUT = {
     "hubcode/decision_task_heads.py::HeadDecisionConfig._texts::state": ASKED,

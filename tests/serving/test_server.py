@@ -18,7 +18,7 @@ import pytest
 
 from qwen_task_heads import build, load_tokenizer, save
 from qwen_task_heads.export.servers import Served
-from qwen_task_heads.serving.server import public_name
+from qwen_task_heads.serving.arguments import public_name
 
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = ["card", "cash"]
