@@ -31,7 +31,6 @@ import torch
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at
 from qwen_task_heads.export.shared import (
-    TOLERANCE,
     check_difference,
     float_logits,
     load_merged,
@@ -49,6 +48,9 @@ from qwen_task_heads.inference.predictions import problem_type_of
 if TYPE_CHECKING:
     import numpy as np
 
+# Two computations in fp32 with other kernels. On the 30 layers of SmolLM2-135M the logits of torch itself
+# differ by 5e-6 from those in fp64, and those of ONNX Runtime by 1.1e-5 from torch.
+ONNX_TOLERANCE = 3e-5
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 INPUTS = ("input_ids", "attention_mask")
 # A protobuf file is limited to 2 GiB; larger weights are saved in `model.onnx.data`.
@@ -331,7 +333,7 @@ def _verify(model: Any, tokenizer: Any, path: Path) -> None:
     for batch in (right, left, *(pad_rows([row], pad_id=0) for row in rows)):
         expected = float_logits(model, batch)
         logits = torch.from_numpy(_run(session, *(batch[name].numpy() for name in INPUTS)))
-        check_difference(logits, expected, tolerance=TOLERANCE, where=path.name, runtime="ONNX Runtime")
+        check_difference(logits, expected, tolerance=ONNX_TOLERANCE, where=path.name, runtime="ONNX Runtime")
 
 
 def _to_left(rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
