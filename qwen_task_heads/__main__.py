@@ -75,6 +75,10 @@ def _format(answer: Prediction, *, limit: int) -> str:
     if answer.scores:
         scores = "  ".join(f"{name} {score:.3f}" for name, score in answer.scores.items())
         return f"{scores}  |  {answer.text}"
+    if answer.answers:
+        found = {name: own.label or "(abstains)" for name, own in answer.answers.items()}
+        named = (f"{name}: {found[name]} ({own.probability:.3f})" for name, own in answer.answers.items())
+        return f"{'  '.join(named)}  |  {answer.text}"
     label = answer.label or "(abstains)"
     if answer.labels is not None:
         label = ", ".join(answer.labels) or "(none)"

@@ -10,6 +10,7 @@ Design:
   refused, because it was more likely written for another model.
 - A calibration applies to the labels on which it was fitted, and is dropped if labels are added.
 - An ordinal head has no row per label: one latent value and K - 1 thresholds, which new labels would change.
+- The labels of a head of several questions are their options, to which none can be added alone.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from transformers.utils import logging
 from qwen_task_heads.errors import error_at
 from qwen_task_heads.hubcode.modeling_task_heads import TaskHeadModel
 from qwen_task_heads.hubcode.pooling_task_heads import CumulativeLink, FloatLinear, build_head
+from qwen_task_heads.hubcode.questions_task_heads import QUESTIONS
 from qwen_task_heads.labels.label_map import LabelMap, few_names
 
 logger = logging.get_logger(__name__)
@@ -102,6 +104,12 @@ def check_added(
         problem = f"found the labels of the head in another order, {few_names(labels.names)}"
         expected = f"their order in the head, {few_names(saved.names)}, or additional labels"
         fix = fix if kept else f"{LIST}, in the order of id2label in its config.json"
+    elif problem_type == QUESTIONS:
+        problem = "found labels to add to a head of several questions"
+        expected = "its own questions, whose options are its labels"
+        fix = (
+            "train a new model: give a plain backbone as --model_name_or_path" if kept else "drop --init_head"
+        )
     elif problem_type == "ordinal":
         new = [name for name in labels.names if name not in saved.label2id]
         problem = f"found new labels ({few_names(new)}) for an ordinal head of {len(saved):,}"
@@ -231,7 +239,7 @@ def drop_calibration(config: Any) -> None:
 
 
 @torch.no_grad()
-def fold_temperature(model: Any, temperature: float) -> None:
+def fold_temperature(model: Any, temperature: float | Sequence[float]) -> None:
     """Divide the logits of a model by a temperature, in place, in the weights of its last layer.
 
     Every copy of the weights then gives calibrated probabilities, and the temperature cannot be applied
@@ -239,7 +247,7 @@ def fold_temperature(model: Any, temperature: float) -> None:
 
     Args:
         model: a `PooledClassifier` or `TitleScorer`, or a `PeftModel` around one.
-        temperature: positive.
+        temperature: positive; or one per output (L,), for a head that is not ordinal.
 
     Example:
         >>> from qwen_task_heads import build
@@ -258,6 +266,10 @@ def fold_temperature(model: Any, temperature: float) -> None:
     links = [module for module in score.modules() if isinstance(module, CumulativeLink)]
     *_, last = (module for module in score.modules() if isinstance(module, FloatLinear))
     parts = [last.weight] if last.bias is None else [last.weight, last.bias]
+    if not isinstance(temperature, float | int):
+        for part in parts:
+            part.div_(torch.tensor(temperature).to(part).view(-1, *[1] * (part.dim() - 1)))
+        return
     for link in links:
         parts.append(link.first)
         link.log_gaps.sub_(math.log(temperature))

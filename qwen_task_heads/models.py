@@ -173,7 +173,7 @@ def has_adapter(repo: str, *, revision: str | None = None, hub: str = HUGGINGFAC
 
 
 def saved_task(path: str, *, revision: str | None = None, hub: str = HUGGINGFACE) -> dict[str, Any]:
-    """Return labels and problem type of a classifier of this library, as arguments of `read_text_sets`.
+    """Return labels or questions, and the problem type, of a classifier, as arguments of `read_text_sets`.
 
     Training that continues from a saved model keeps its label map. Empty for a plain backbone.
 
@@ -185,6 +185,8 @@ def saved_task(path: str, *, revision: str | None = None, hub: str = HUGGINGFACE
     config = saved_config(path, revision=revision, hub=hub)
     if not isinstance(config, PooledClassifierConfig):
         return {}
+    if config.questions:  # its labels follow from them
+        return {"questions": config.questions, "problem_type": config.problem_type}
     return {"labels": LabelMap.of_config(config), "problem_type": config.problem_type}
 
 

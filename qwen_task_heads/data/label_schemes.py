@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Any
 
 from qwen_task_heads.data.label_values import are_codes
 from qwen_task_heads.data.raw_texts import RawTarget, RowProblem
@@ -45,6 +46,7 @@ class Scheme:
         by_name: whether whole numbers in the rows are names of labels instead of ids.
         has_ids: whether the ids of the labels are known, so that rows may use ids.
         codes: code -> id, if rows use codes with names; {} if the codes are the ids.
+        questions: of records, in the order of their outputs, which are the labels; () for all others.
     """
 
     problem_type: str
@@ -53,6 +55,7 @@ class Scheme:
     by_name: bool = False
     has_ids: bool = True
     codes: Mapping[int | str, int] = field(default_factory=dict)
+    questions: tuple[Mapping[str, Any], ...] = ()
 
 
 def derive_scheme(

@@ -9,14 +9,16 @@ from pathlib import Path
 from qwen_task_heads.data.example_columns import are_soft, label_counts
 from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.label_schemes import Scheme
+from qwen_task_heads.data.question_records import question_lines
 from qwen_task_heads.errors import Problem, shorten
+from qwen_task_heads.hubcode.questions_task_heads import QUESTIONS
 from qwen_task_heads.labels.label_map import LabelMap, few_names
 from qwen_task_heads.sources.keys import text_key
 
 
 def one_class(train: Sequence[TextExample], scheme: Scheme, source: str) -> list[Problem]:
     """Return the problem of training rows that all have the same label, if any."""
-    if scheme.problem_type == "regression" or are_soft(train):
+    if scheme.problem_type in ("regression", QUESTIONS) or are_soft(train):
         return []
     counts = label_counts(train) - Counter({-1: len(train)})
     if scheme.problem_type == "multi_label_classification":
@@ -32,6 +34,8 @@ def one_class(train: Sequence[TextExample], scheme: Scheme, source: str) -> list
 def label_lines(train: Sequence[TextExample], scheme: Scheme) -> list[str]:
     """Return messages on the number, origin and names of the labels, and on unusual labels."""
     names = scheme.labels.names
+    if scheme.questions:
+        return question_lines(scheme.questions, [row.target for row in train])
     if scheme.problem_type == "regression":
         scores = f"{len(names):,} score{'' if len(names) == 1 else 's'}"
         return [f"labels: {scores} ({few_names(names)}), by {scheme.origin}"]

@@ -26,6 +26,7 @@ from typing import Any
 from qwen_task_heads.data.cells import MISSING, is_decimal, whole_number
 from qwen_task_heads.data.raw_texts import RawTarget, RawTexts, RowProblem
 from qwen_task_heads.errors import error_at, shorten
+from qwen_task_heads.hubcode.questions_task_heads import QUESTIONS
 from qwen_task_heads.labels.label_files import is_whole
 from qwen_task_heads.labels.label_map import LabelMap
 
@@ -67,7 +68,7 @@ def resolve_labels(
         >>> resolve_labels(raw, [], LabelMap(("sport", "trade"))), [target.value for target in raw.targets]
         (', ids in quotes', [1, 0])
     """
-    if train.kind == "regression":
+    if train.kind in ("regression", QUESTIONS):
         return ""
     datasets = [train, *others, *mixed]
     for raw in datasets:

@@ -16,6 +16,7 @@
 | score | score (or label, for regression): a number, or a list | a number, or a JSON list |
 | soft label | probabilities: list by id, or mapping of names, with sum 1 | JSON |
 | candidates | category: names, as list or separated by commas; output: one of them | the same |
+| several questions | questions, answers, soft_labels of a `state` (`question_records.py`) | JSON |
 
 | preference | columns |
 |---|---|
@@ -41,10 +42,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from qwen_task_heads.errors import shorten
+from qwen_task_heads.hubcode.questions_task_heads import QUESTIONS
 from qwen_task_heads.sources.json_files import FileProblem
 
 GROUP = ("group_id", "test_id", "group")  # the first one that a row has is read
 CONVERSATIONS = ("messages", "conversations")  # columns with a list of messages
+STATE = "state"  # the text of a record with questions: a text, or an object that is read as JSON
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class TextColumns:
         are_joined: whether the columns are one text; an empty or absent second one is then left out.
         rank: of several complete layouts, those of the lowest rank are the text.
         without: a column with which the layout is not read, because the choice would be a guess.
+        needs: a column without which the layout is not read.
     """
 
     columns: tuple[str, ...]
@@ -64,6 +68,7 @@ class TextColumns:
     are_joined: bool = False
     rank: int = 0
     without: str = ""
+    needs: str = ""
 
 
 TEXTS = (
@@ -81,9 +86,16 @@ TEXTS = (
     # Alpaca joins them in its prompt; with a text column, the instruction is a prompt and not the text.
     TextColumns(("instruction", "input"), answer="output", are_joined=True, rank=1),
     TextColumns(("instruction",), answer="output", are_joined=True, rank=1),
+    TextColumns((STATE,), rank=3, needs=QUESTIONS),
 )
 
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression", "ordinal")
+PROBLEM_TYPES = (
+    "single_label_classification",
+    "multi_label_classification",
+    "regression",
+    "ordinal",
+    QUESTIONS,
+)
 ANSWERS = ("single_label_classification", "ordinal")  # problem types of names alone, and of answers
 # Target columns, and the problem types of each; the first type is the default.
 TARGETS: dict[str, tuple[str, ...]] = {
@@ -92,7 +104,9 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "score": ("regression",),
     "probabilities": ("single_label_classification",),
     "output": ANSWERS,
+    QUESTIONS: (QUESTIONS,),
 }
+RECORDS = ("answers", "soft_labels", "meta")  # further columns of several questions
 # Columns of label names, with codes or alone; the first one that is present is read.
 NAMES = ("label_name", "label_text", "label_desc")
 

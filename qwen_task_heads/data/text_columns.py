@@ -15,11 +15,13 @@ from typing import Any
 
 from qwen_task_heads.data.cells import MISSING, looks_like_list, parse_cell, parse_list, parse_number
 from qwen_task_heads.data.conversations import MESSAGES, read_messages
+from qwen_task_heads.data.question_records import read_group, read_record
 from qwen_task_heads.data.raw_texts import RawTarget, RawText
 from qwen_task_heads.data.row_reader import MAX_NUMBER, RowReader, blank_defect, code_of, is_number
-from qwen_task_heads.data.schema import CONVERSATIONS
+from qwen_task_heads.data.schema import CONVERSATIONS, STATE
 from qwen_task_heads.data.text_layout import TextLayout
 from qwen_task_heads.errors import shorten
+from qwen_task_heads.hubcode.questions_task_heads import QUESTIONS, text_of
 from qwen_task_heads.labels.label_files import is_whole
 
 
@@ -36,7 +38,7 @@ def read_text(row: RowReader, layout: TextLayout) -> RawText | None:
     name = _read_name(row, layout.name) if layout.name else ""
     has_candidates = layout.target == "output" and "category" not in layout.absent
     candidates = read_candidates(row, value) if has_candidates else ()
-    weight, group = row.weight(), row.group()
+    weight, group = row.weight(), read_group(row) if layout.kind == QUESTIONS else row.group()
     if row.problems or not complete:
         return None
     cell = row.values.get(layout.target)
@@ -63,6 +65,8 @@ def _read_content(row: RowReader, column: str) -> str:
         value = _user_text(row, column)
         if value is None:
             return ""
+    if column == STATE and isinstance(value, dict | list) and value:
+        value = text_of(value)
     if not isinstance(value, str):
         row.refuse_value(column, value, "text", "write the text as a string", code=code_of(value))
         return ""
@@ -91,6 +95,8 @@ def _read_target(row: RowReader, layout: TextLayout) -> Any:
     """Return the value of the target column, checked for its type only."""
     if layout.target in CONVERSATIONS:
         return _last_answer(row, layout.target)
+    if layout.kind == QUESTIONS:
+        return read_record(row)
     value = row.values[layout.target]
     if row.is_textual:
         value = value.strip()

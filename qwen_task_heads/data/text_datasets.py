@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qwen_task_heads.data.checks import ReadReport, bad_rows_problems
 from qwen_task_heads.data.datasets import (
@@ -35,12 +36,14 @@ from qwen_task_heads.data.label_summary import example_lines, label_lines, one_c
 from qwen_task_heads.data.label_values import resolve_labels
 from qwen_task_heads.data.lookups import LookupReport, report_texts
 from qwen_task_heads.data.mixing import check_ratio, mix_in, names_of, read_others, resolve_others
+from qwen_task_heads.data.question_records import derive_questions, labels_of_questions
 from qwen_task_heads.data.raw_texts import RawTexts
 from qwen_task_heads.data.schema import PROBLEM_TYPES, unread_lines
 from qwen_task_heads.data.splits import check_fraction, hash_rows, split_texts
 from qwen_task_heads.data.text_readers import read_texts
 from qwen_task_heads.data.text_targets import resolve_all
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
+from qwen_task_heads.hubcode.questions_task_heads import QUESTIONS
 from qwen_task_heads.hubs import hub_named
 from qwen_task_heads.labels.label_files import find_label_file
 from qwen_task_heads.labels.label_map import LabelMap, check_same
@@ -55,11 +58,14 @@ class TextSets(SplitSets[TextExample]):
     Args:
         problem_type: one of `PROBLEM_TYPES`.
         labels: the labels in their order; a `target` is an id of them.
+        questions: of records, as a config has them; () without. Each output is a label, and a `target` is a
+            number per output, see `question_records.resolve_record`.
         mixed: number of rows of train from other datasets (`mix`), which are the last ones.
     """
 
     problem_type: str
     labels: LabelMap
+    questions: tuple[Mapping[str, Any], ...] = ()
     mixed: int = 0
 
     @property
@@ -73,7 +79,7 @@ class TextSets(SplitSets[TextExample]):
             "train_texts": hash_texts(self.train),
             "dev_texts": hash_texts(self.dev),
             # including the descriptions and examples, which prompts may contain
-            "labels": hash_rows([(self.problem_type, *self.labels.stated())]),
+            "labels": hash_rows([(self.problem_type, *self.labels.stated(), *map(str, self.questions))]),
         }
 
     def look_up(self, split: str, rows: Sequence[TextExample]) -> LookupReport:
@@ -119,6 +125,7 @@ def read_text_sets(
     mix_ratio: float = 2.0,
     encoding: str = UTF_8,
     columns: Sequence[str] = (),
+    questions: Sequence[Mapping[str, Any]] = (),
 ) -> TextSets:
     """Read the splits of a text classifier; `text_readers.py` lists the accepted columns.
 
@@ -144,6 +151,7 @@ def read_text_sets(
         mix_ratio: own rows for each added row.
         encoding: encoding of text files, such as `gb18030`.
         columns: names of the columns of CSV and TSV files without a header.
+        questions: of a saved model, which records must have.
 
     Raises:
         TaskHeadsError: the problems of all files: unreadable sources, unknown or ambiguous columns, labels
@@ -193,7 +201,14 @@ def read_text_sets(
     problems += more
     for raw in raws.values():
         problems += raw.file_problems
-    scheme, more = _scheme(raws, source, labels, mixed=[*others.values()], is_class=problem_type is not None)
+    scheme, more = _scheme(
+        raws,
+        source,
+        labels,
+        mixed=[*others.values()],
+        is_class=problem_type is not None,
+        questions=questions,
+    )
     problems += more
     if scheme is None:
         raise TaskHeadsError(problems + [problem for raw in raws.values() for problem in raw.row_problems()])
@@ -241,6 +256,7 @@ def read_text_sets(
         test=splits.get("test", []),
         problem_type=scheme.problem_type,
         labels=scheme.labels,
+        questions=scheme.questions,
         lines=lines,
         dev_was_cut="dev" in to_cut,
         test_was_cut="test" in to_cut,
@@ -272,6 +288,7 @@ def _scheme(
     *,
     mixed: Sequence[RawTexts],
     is_class: bool,
+    questions: Sequence[Mapping[str, Any]],
 ) -> tuple[Scheme | None, list[Problem]]:
     """Derive the labels of the run, after `label_values` converted the label values of all datasets.
 
@@ -281,6 +298,8 @@ def _scheme(
     train, given_by = raws.get("train"), GIVEN
     is_map = isinstance(labels, LabelMap)
     try:
+        if train is not None and train.kind == QUESTIONS:
+            return _records_scheme(train, labels, source=source, given=questions, mixed=mixed), []
         if labels is None and (train is None or train.kind != "regression"):
             labels = find_label_file(source)
         if isinstance(labels, str):
@@ -306,6 +325,23 @@ def _scheme(
     except TaskHeadsError as error:
         return None, list(error.problems) if train is None else train.of_rows(error.problems)
     return scheme, []
+
+
+def _records_scheme(
+    train: RawTexts,
+    labels: LabelMap | str | None,
+    *,
+    source: str,
+    given: Sequence[Mapping[str, Any]],
+    mixed: Sequence[RawTexts],
+) -> Scheme:
+    """Return the questions of records, whose outputs are the labels."""
+    for option, value in (("--labels", labels), ("--mix", mixed)):
+        if value:
+            problem, expected = "found it with records of questions", "none: each record states its questions"
+            raise error_at(option, problem, expected, f"drop {option}", code="option-unsupported")
+    found = derive_questions(train.stated, source=source, given=given)
+    return Scheme(QUESTIONS, labels_of_questions(found), "the questions in train", questions=found)
 
 
 def _read_lines(raws: Mapping[str, RawTexts], reports: Mapping[str, ReadReport]) -> list[str]:

@@ -15,6 +15,7 @@ from qwen_task_heads.data.schema import (
     GROUP,
     NAMES,
     PROBLEM_TYPES,
+    RECORDS,
     TARGETS,
     TEXTS,
     Layout,
@@ -25,6 +26,7 @@ from qwen_task_heads.data.schema import (
     unknown_columns,
     unread_columns,
 )
+from qwen_task_heads.hubcode.questions_task_heads import QUESTIONS
 from qwen_task_heads.sources.json_files import FileProblem
 
 
@@ -73,7 +75,8 @@ def read_text_layout(
     reported = {*columns, *text.columns, *TARGETS, *(() if complete else text_columns)}
     unknown = {name: meant for name, meant in near.items() if meant not in reported}
     problems += unknown_columns(where, unknown, expected=", ".join(accepted))
-    read = (*text.columns, target, name, "weight", *(("category",) if target == "output" else ()))
+    more = {"output": ("category",), QUESTIONS: RECORDS}.get(target, ())
+    read = (*text.columns, target, name, "weight", *more)
     return TextLayout(
         kind=kind,
         problems=tuple(problems),
@@ -95,6 +98,7 @@ def layouts_of(columns: Collection[str]) -> list[TextColumns]:
         [('text', 'text_b')]
     """
     complete = [text for text in TEXTS if {*text.columns} <= {*columns} and text.without not in columns]
+    complete = [text for text in complete if not text.needs or text.needs in columns]
     rank = min((text.rank for text in complete), default=0)
     found = [text for text in complete if text.rank == rank]
     return [text for text in found if not any({*text.columns} < {*other.columns} for other in found)]
@@ -102,7 +106,11 @@ def layouts_of(columns: Collection[str]) -> list[TextColumns]:
 
 def _accepted(text: TextColumns, target: str, name: str) -> tuple[str, ...]:
     """Return the columns that are read in a file of this layout."""
-    extra = {"label": (name or "label_name",), "output": ("category",)}.get(target, ())
+    extra = {
+        "label": (name or "label_name",),
+        "output": ("category",),
+        QUESTIONS: RECORDS,
+    }.get(target, ())
     targets = (target,) if target else TARGETS
     return (*(text.columns or ("text",)), *targets, *extra, "weight", *GROUP)
 
@@ -121,7 +129,7 @@ def _targets(columns: Collection[str], problem_type: str | None, text: TextColum
 
 
 def _text_problem(where: str, columns: Collection[str], complete: list[TextColumns]) -> FileProblem:
-    expected = "; ".join(" and ".join(text.columns) for text in TEXTS)
+    expected = "; ".join(" and ".join(filter(None, (*text.columns, text.needs))) for text in TEXTS)
     if complete:
         problem = f"found several kinds of text (columns: {listed(columns)})"
         return FileProblem(where, problem, expected, "keep one of them", code="column-ambiguous")

@@ -15,6 +15,7 @@ from typing import Any
 from qwen_task_heads.data.raw_texts import RawTexts
 from qwen_task_heads.data.row_reader import RowReader
 from qwen_task_heads.data.scanning import scan_file
+from qwen_task_heads.data.schema import STATE, first_of
 from qwen_task_heads.data.text_columns import read_text
 from qwen_task_heads.data.text_layout import TextLayout, layouts_of, read_text_layout
 from qwen_task_heads.data.text_scan import TextScan
@@ -180,8 +181,9 @@ def _inputs(files: Iterable[RowSource]) -> Iterator[tuple[str, TextInput | Probl
                 continue
             if layout is None:
                 own = read_text_layout(where, row, with_target=False)
-                if "title" in row and not layouts_of(row):  # a row for a title scorer
-                    own = replace(own, problems=(), texts=("title",))
+                # A title is a row for a title scorer, a state one for a model with questions.
+                if not layouts_of(row) and (other := first_of(("title", STATE), row)):
+                    own = replace(own, problems=(), texts=(other,))
                 if own.problems:
                     yield where, InputProblem(**vars(own.problems[0]), row=row)
                     continue

@@ -14,9 +14,10 @@ from qwen_task_heads.data.conversations import read_messages
 from qwen_task_heads.data.plain_columns import plain_groups, plain_texts, plain_weights
 from qwen_task_heads.data.raw_texts import RawTarget, RawText, RawTexts
 from qwen_task_heads.data.row_reader import MAX_NUMBER, RowReader
-from qwen_task_heads.data.schema import CONVERSATIONS
+from qwen_task_heads.data.schema import CONVERSATIONS, RECORDS
 from qwen_task_heads.data.text_columns import read_text
 from qwen_task_heads.data.text_layout import TextLayout
+from qwen_task_heads.hubcode.questions_task_heads import QUESTIONS
 from qwen_task_heads.sources.batches import Batch
 
 MAX_KNOWN = 100_000  # targets kept for look-up
@@ -36,10 +37,10 @@ class TextScan:
     def __init__(self, raw: RawTexts, layout: TextLayout, class_names: tuple[str, ...]) -> None:
         self._raw, self.layout, self.class_names = raw, layout, class_names
         self._known: dict[Any, int] = {}  # cells of the target -> its code
-        self._is_plain = bool(layout.texts) and not layout.are_joined
+        self._is_plain = bool(layout.texts) and not layout.are_joined and layout.kind != QUESTIONS
         self._is_plain = self._is_plain and {*CONVERSATIONS}.isdisjoint(layout.texts)
-        candidates = ("category",) if layout.target == "output" else ()
-        self._cells = tuple(name for name in (layout.target, layout.name, *candidates) if name)
+        more = {"output": ("category",), QUESTIONS: RECORDS}.get(layout.target, ())
+        self._cells = tuple(name for name in (layout.target, layout.name, *more) if name)
 
     def add(self, batch: Batch) -> None:
         """Add the rows of a batch."""

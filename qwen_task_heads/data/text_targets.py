@@ -14,6 +14,7 @@ from qwen_task_heads.data.label_schemes import (
     is_soft,
     key_of,
 )
+from qwen_task_heads.data.question_records import resolve_record
 from qwen_task_heads.data.raw_texts import RawTarget, RawTexts, RowProblem
 from qwen_task_heads.data.sequences import index
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
@@ -127,6 +128,8 @@ def resolve_all(raw: RawTexts, scheme: Scheme, *, place: str) -> tuple[TextTable
 def _resolve_target(
     raw: RawTarget, scheme: Scheme
 ) -> tuple[int | tuple[int, ...] | tuple[float, ...], tuple[float, ...] | None]:
+    if scheme.questions:
+        return resolve_record(raw, scheme.questions), None
     if scheme.problem_type == "regression":
         if len(raw.value) != len(scheme.labels):
             problem, expected = f"found {len(raw.value):,} scores", f"{len(scheme.labels):,}, as in train"

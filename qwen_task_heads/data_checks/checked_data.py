@@ -14,6 +14,7 @@ from qwen_task_heads.data.examples import one_text
 from qwen_task_heads.data.text_datasets import TextSets
 from qwen_task_heads.data.title_datasets import TitleSets
 from qwen_task_heads.data_checks.near_duplicates import NearDuplicate, near_duplicates
+from qwen_task_heads.hubcode.questions_task_heads import QUESTIONS
 from qwen_task_heads.sources.batches import ABSENT, Batch
 from qwen_task_heads.sources.file_options import FileOptions
 from qwen_task_heads.sources.formats import open_source
@@ -61,8 +62,10 @@ class CheckedData:
 
     @property
     def labels(self) -> Sequence[str]:
-        """Names of the labels, () for pairs and scores."""
-        return self.sets.labels.names if isinstance(self.sets, TextSets) else ()
+        """Names of the labels, () for pairs, scores and several questions."""
+        if not isinstance(self.sets, TextSets) or self.problem_type in ("regression", QUESTIONS):
+            return ()
+        return self.sets.labels.names
 
     @property
     def problem_type(self) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from qwen_task_heads.errors import TaskHeadsError, error_at, shorten
 from qwen_task_heads.export.llama_server import llama_command, llama_request
 from qwen_task_heads.gguf_weights import GGUF_FILE
+from qwen_task_heads.hubcode.questions_task_heads import as_request
 
 HEADS = ("PooledClassifier", "TitleScorer")
 JSON = "-H 'Content-Type: application/json'"
@@ -44,6 +46,7 @@ class Served:
         pairs: a request has a second text.
         is_adapter: the folder has no full weights.
         bidirectional: tokens attend to both sides.
+        questions: of the config of a model with several.
     """
 
     architecture: str
@@ -53,6 +56,7 @@ class Served:
     pairs: bool = False
     is_adapter: bool = False
     bidirectional: bool = False
+    questions: Sequence[Mapping[str, Any]] = ()
 
     @classmethod
     def read(cls, folder: str | Path) -> Served:
@@ -73,6 +77,7 @@ class Served:
             pairs="between" in (config.get("template") or {}),
             is_adapter=not any(folder.glob("*.safetensors")),
             bidirectional=bool(config.get("bidirectional")),
+            questions=config.get("questions") or (),
         )
 
     @classmethod
@@ -108,6 +113,9 @@ class Served:
         if self.architecture == "TitleScorer":
             return "/rank", {"titles": ["A plain title", "Another title"]}, 'answer["data"]'
         text = [{"text": "A text", "text_pair": "Another text"}] if self.pairs else ["A text"]
+        if self.questions:
+            asked = {"model": name, "state": text[0], "questions": as_request(self.questions)}
+            return "/v1/systemone", asked, 'answer["answers"]'
         body: dict[str, Any] = {"model": name, "input": text}
         if self.has_head:
             return "/classify", body, 'answer["data"]'

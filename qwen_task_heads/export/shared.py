@@ -18,6 +18,7 @@ import torch
 
 from qwen_task_heads.errors import Problem, error_at
 from qwen_task_heads.hubcode.encoding_task_heads import encode_texts, template_of
+from qwen_task_heads.hubcode.questions_task_heads import QUESTIONS
 from qwen_task_heads.hubs import HUGGINGFACE
 from qwen_task_heads.models import (
     PooledClassifier,
@@ -87,7 +88,7 @@ def last_token_problems(model: Any, *, fix: str) -> list[Problem]:
                 "one layer, the last one of the model",
             ),
             ("bidirectional", config.bidirectional, not config.bidirectional, "false"),
-            ("problem_type", kind, kind != "ordinal", kinds),
+            ("problem_type", kind, kind not in ("ordinal", QUESTIONS), kinds),
             *truncation_rules(model),
         ],
         fix=fix,

@@ -82,7 +82,11 @@ def basic_card(
         labels = [config.id2label[index] for index in sorted(config.id2label)]
         page += ["Labels, in the order of their ids:", "", *_fenced(labels), ""]
     quoted = json.dumps(HERE)
-    pipe = '"title-ranking"' if ranks else '"text-classification"'
+    asks = not ranks and bool(config.questions)
+    pipe = '"title-ranking"' if ranks else '"decision"' if asks else '"text-classification"'
+    call = 'predict(["A plain title", "Another title"])' if ranks else 'predict(["A text"], top_k=None)'
+    if asks:
+        call = 'predict({"state": "A text", "questions": model.config.as_request()})'
     page += [
         "## Intended use",
         "",
@@ -95,7 +99,7 @@ def basic_card(
         "",
         f"model = AutoModelForSequenceClassification.from_pretrained({quoted}, trust_remote_code=True)",
         f"predict = pipeline({pipe}, model={quoted}, trust_remote_code=True)",
-        'predict(["A plain title", "Another title"])' if ranks else 'predict(["A text"], top_k=None)',
+        call,
         "```",
         "",
         "`trust_remote_code=True` runs code of this repo; after `import qwen_task_heads` nothing needs it.",
@@ -147,7 +151,7 @@ def _metadata(
     data = ModelCardData(
         model_name=name,
         library_name="transformers",
-        pipeline_tag=task,
+        pipeline_tag=None if not ranks and config.questions else task,  # the hub has no tag of decisions
         base_model=base,
         base_model_relation=("adapter" if is_adapter else "finetune") if base else None,
         eval_results=results or None,

@@ -14,11 +14,18 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .early_exit_task_heads import check_head_layers, cut_layers
 from .errors_task_heads import refuse, refuse_choice, refuse_pairs
+from .questions_task_heads import QUESTIONS, as_request, question_fields
 
 POOLINGS = ("last", "mean", "max", "attention")
 HEADS = ("linear", "mlp")
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression", "ordinal")
+PROBLEM_TYPES = (
+    "single_label_classification",
+    "multi_label_classification",
+    "regression",
+    "ordinal",
+    QUESTIONS,
+)
 TRUNCATIONS = ("head", "tail", "head_tail", "windows")
 AGGREGATIONS = ("mean", "max")
 MIN_SEQ_LENGTH = 16  # the stored probe has rows of 12 tokens, which no truncation may cut
@@ -37,8 +44,8 @@ class TaskHeadConfig(PreTrainedConfig):
         head_activation: `relu`, `gelu`, `silu` or `tanh`, between the layers of an `mlp` head.
         head_dropout: dropout before a `linear` head and between the layers of an `mlp` head, in [0, 1).
         bidirectional: attend to both sides (a 4D mask instead of the causal one); sdpa or eager only.
-        problem_type: `single_label_classification`, `multi_label_classification`, `regression` or
-            `ordinal` (labels 0..K-1 in their natural order).
+        problem_type: `single_label_classification`, `multi_label_classification`, `regression`, `ordinal`
+            (labels 0..K-1 in their natural order) or `questions` (of `PooledClassifierConfig`).
         backbone_layers: number of layers of the backbone that are kept, from the first (early exit). The head
             reads the last of them after the backbone's final norm. None: all layers.
         head_layers: layers whose pooled states the head reads, concatenated in this order, each after the
@@ -82,7 +89,10 @@ class TaskHeadConfig(PreTrainedConfig):
     head_dropout: float | int = 0.0
     bidirectional: bool = False
     problem_type: (
-        Literal["regression", "single_label_classification", "multi_label_classification", "ordinal"] | None
+        Literal[
+            "regression", "single_label_classification", "multi_label_classification", "ordinal", "questions"
+        ]
+        | None
     ) = None
     backbone_layers: int | None = None
     head_layers: list[int] | tuple[int, ...] | None = None
@@ -201,6 +211,8 @@ class PooledClassifierConfig(TaskHeadConfig):
         label_parents: the name of a coarser label per label, "" without one.
         label_thresholds: of a multi-label model, the P(label) from which each label is predicted unless a
             caller passes a threshold. None: 0.5 for all.
+        questions: of a model with several heads, in the order of their outputs, see `questions_task_heads`.
+            The problem type is then `questions`, and each output is a label.
 
     Raises:
         ValueError: an unknown truncation, or lengths that contradict each other.
@@ -223,8 +235,13 @@ class PooledClassifierConfig(TaskHeadConfig):
     label_aliases: list | tuple | None = None
     label_parents: list[str] | tuple[str, ...] | None = None
     label_thresholds: list | tuple | None = None
+    questions: list | tuple | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if self.questions is not None or self.problem_type == QUESTIONS:
+            labels, kind = self.__dict__["id2label"], self.problem_type
+            for name, value in question_fields(self.questions, labels=labels, problem_type=kind).items():
+                setattr(self, name, value)
         super().__post_init__(**{"auto_map": _auto_map("PooledClassifier"), **kwargs})
         if self.label_thresholds is not None and not self._fits(self.label_thresholds):
             raise refuse(
@@ -234,6 +251,10 @@ class PooledClassifierConfig(TaskHeadConfig):
                 "correct or drop them",
                 code="option-value",
             )
+
+    def as_request(self) -> dict[str, Any]:
+        """Return the questions of the model in the form of a request, see `questions_task_heads`."""
+        return as_request(self.questions or ())
 
     def _fits(self, thresholds: list | tuple) -> bool:
         """Return whether the thresholds are one probability per label of a multi-label model."""

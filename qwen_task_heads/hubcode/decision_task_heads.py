@@ -4,7 +4,8 @@
     decide({"state": "I lost my card", "questions": {"intent": {"type": "choice", "criteria": {...}}}})
 
 All questions of a request are answered from one pass, because the head reads the state only. The question
-must be one that the head was trained for:
+must be one that the head was trained for. A model with several heads (`questions_task_heads`) answers its own
+questions, by their names; a `choice` may have some of the options. Of the other models:
 
 | question | model | answer |
 |---|---|---|
@@ -31,6 +32,8 @@ from transformers import ProcessorMixin
 from .configuration_task_heads import PooledClassifierConfig
 from .encoding_task_heads import encode_texts
 from .errors_task_heads import TaskHeadError
+from .pooling_task_heads import option_scores
+from .questions_task_heads import options_of, slices_of, text_of
 
 try:
     from transformers import DecisionConfig
@@ -111,7 +114,7 @@ class HeadDecisionConfig(DecisionConfig):
             ):
                 return texts
             raise TaskHeadError("state", "found no text", "two texts", "pass them", code="argument-type")
-        text = state if isinstance(state, str) else json.dumps(state, ensure_ascii=False)
+        text = text_of(state)
         if pairs or not text.strip() or SURROGATE.search(text):
             found, expected = ("found one text", "two texts") if pairs else ("found no text", "a text")
             fix = 'pass {"text": ..., "text_pair": ...}' if pairs else "pass one"
@@ -132,6 +135,8 @@ def answer_scores(logits: torch.Tensor, question: Any, config: PooledClassifierC
     """
     _check(question, config)
     logits, ids = logits.double(), config.label2id
+    if config.questions:
+        return _of_its_question(logits, question, config)
     if question.type == "choice":
         return logits[[ids[option] for option in question.options]].log_softmax(-1)
     if question.type == "score" and config.problem_type == "regression":
@@ -147,6 +152,32 @@ def answer_scores(logits: torch.Tensor, question: Any, config: PooledClassifierC
         others = [label for label in range(len(logits)) if label != index]
         both = {"true": scores[index], "false": scores[others].logsumexp(-1)}
     return torch.stack([both[option] for option in question.options])
+
+
+def _of_its_question(logits: torch.Tensor, question: Any, config: PooledClassifierConfig) -> torch.Tensor:
+    """Return log-probabilities of the options of a question of a model with several heads."""
+    questions = config.questions or ()
+    known = next(one for one in questions if one["name"] == question.name)
+    scores = option_scores(logits[slices_of(questions)[question.name]][None], known)[0]
+    if question.type == "score":
+        return scores
+    places = options_of(known)
+    return scores[[places.index(option) for option in question.options]].log_softmax(-1)
+
+
+def _expected_question(question: Any, config: PooledClassifierConfig) -> str:
+    """Return what a model with several heads accepts instead of a question; "" if it answers the question."""
+    known = {one["name"]: one for one in config.questions or ()}
+    own = known.get(question.name)
+    if own is None:
+        return f"one of the questions {list(known)[:20]}"
+    options = options_of(own)
+    if question.type != own["type"]:
+        return f"the type {own['type']}"
+    if question.type == "score":
+        fits = [text_of(level) for level in question.descriptions] == options
+        return "" if fits else f"the levels {options[:20]}"
+    return "" if set(question.options) <= set(options) else f"options of {options[:20]}"
 
 
 def _interpolated(value: torch.Tensor, *, levels: int) -> torch.Tensor:
@@ -166,7 +197,9 @@ def _check(question: Any, config: PooledClassifierConfig) -> None:
     kind = config.problem_type or ("regression" if len(labels) == 1 else "single_label_classification")
     one_label = kind in ("single_label_classification", "ordinal")
     expected = ""
-    if question.type == "choice":
+    if config.questions:
+        expected = _expected_question(question, config)
+    elif question.type == "choice":
         unknown = [option for option in question.options if option not in config.label2id]
         if not one_label or unknown:
             expected = f"options of {labels[:20]}" if one_label else f"another type for a {kind} model"

@@ -70,6 +70,8 @@ class EndpointHandler:
     | a text, or `{"text": "...", "text_pair": "..."}` | a list of `{"label", "score"}`, best first |
     | a list of either | a list of such lists |
 
+    A model with several questions answers with `{question: [{"label", "score"}, ...]}` for each text.
+
     `score` of a label is its probability, or the value of a regression. `parameters`: `top_k` for rankings
     and labels, `prompt` for titles given as plain texts, `threshold` for multi-label models: labels with at
     least this probability are returned. Without it, `label_thresholds` of the config apply, if there are any;
@@ -93,6 +95,14 @@ class EndpointHandler:
         self._encode, self._encode_texts, self._pad_rows, self._strip_title = (
             get_class_from_dynamic_module(f"encoding_task_heads.{name}", folder)
             for name in ("encode", "encode_texts", "pad_rows", "strip_title")
+        )
+        self._slices_of, self._options_of, self._option_scores = (
+            get_class_from_dynamic_module(name, folder)
+            for name in (
+                "questions_task_heads.slices_of",
+                "questions_task_heads.options_of",
+                "pooling_task_heads.option_scores",
+            )
         )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = model_class.from_pretrained(folder).eval().to(device)
@@ -238,6 +248,8 @@ class EndpointHandler:
         # Logits of an ordinal model are log-probabilities, which softmax does not change.
         to_values = apply.get(kind, lambda values: values.softmax(-1))
         names = [self.config.id2label[index] for index in range(self.config.num_labels)]
+        if self.config.questions:
+            return rows, lambda logits: self._answers(logits.double(), top_k)
         least = dict(zip(names, thresholds, strict=True)) if kind == "multi_label_classification" else {}
 
         def answer_of(logits: torch.Tensor) -> list[Any]:
@@ -251,6 +263,19 @@ class EndpointHandler:
             return answers
 
         return rows, answer_of
+
+    def _answers(self, logits: torch.Tensor, top_k: int | None) -> list[Any]:
+        """Return the options of each question of each text with their probabilities, best first."""
+        questions = self.config.questions
+        answers: list[dict[str, Any]] = [{} for _ in logits]
+        slices = self._slices_of(questions)
+        for question in questions:
+            scores = self._option_scores(logits[:, slices[question["name"]]], question).exp()
+            for answer, row in zip(answers, scores.tolist(), strict=True):
+                pairs = sorted(zip(self._options_of(question), row, strict=True), key=lambda pair: -pair[1])
+                best = [{"label": name, "score": score} for name, score in pairs[:top_k]]
+                answer[question["name"]] = best
+        return answers
 
     def _bare(self, titles: Sequence[Any]) -> list[Any]:
         """Return the titles without tags, as the model reads them."""

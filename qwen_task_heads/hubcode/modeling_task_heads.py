@@ -123,7 +123,7 @@ class TaskHeadModel(StrictLoading):
             position_ids: (B, T); derived from the mask if None, so that padding cannot change a score.
             inputs_embeds: (B, T, H) instead of `input_ids`.
             labels: (B,) int64 for single-label and ordinal, (B, L) floats for multi-label,
-                (B,) or (B, L) floats for regression.
+                (B,) or (B, L) floats for regression, (B, L) floats for questions, see `question_mean`.
             margin: ignored here; trl's RewardTrainer passes it to the model and uses it in its loss.
             use_cache: return past key values; off by default, because a head does not need them.
             prefix: keys and values from `encode_prefix` of the tokens before every row.
@@ -196,8 +196,9 @@ class TaskHeadModel(StrictLoading):
         self, logits: torch.Tensor, labels: torch.Tensor | None, **others: Any
     ) -> SequenceClassifierOutputWithPast:
         """Return the output with the mean loss by `problem_type`, which the labels imply if it is None."""
-        problem_type = self.config.problem_type
-        loss = None if labels is None else mean_loss(logits, labels, problem_type=problem_type)
+        config = self.config
+        options = {"problem_type": config.problem_type, "questions": config.__dict__.get("questions")}
+        loss = None if labels is None else mean_loss(logits, labels, **options)
         return SequenceClassifierOutputWithPast(loss=loss, logits=logits, **others)
 
     def _logits_of_pieces(self, ids: torch.Tensor, mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -316,7 +317,7 @@ class TaskHeadModel(StrictLoading):
 
 
 class PooledClassifier(TaskHeadModel, DecisionMixin):
-    """Text classifier: single-label, multi-label, regression or ordinal.
+    """Text classifier: single-label, multi-label, regression or ordinal; or several questions of a text.
 
     It is also a decision model: `pipeline("decision")` answers typed questions by its head.
 

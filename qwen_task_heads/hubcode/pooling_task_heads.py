@@ -9,6 +9,7 @@ tie for titles 0.04 apart.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from transformers.utils import logging
 
 from .configuration_task_heads import TaskHeadConfig
 from .errors_task_heads import TaskHeadError, refuse
+from .questions_task_heads import sizes_of
 
 logger = logging.get_logger(__name__)
 GAP = 2.0  # between neighbouring thresholds of a new ordinal head
@@ -268,8 +270,16 @@ def init_head(module: nn.Module) -> None:
         nn.init.zeros_(module.query)  # equal weights: mean pooling at the start
 
 
-def mean_loss(logits: torch.Tensor, labels: torch.Tensor, *, problem_type: str | None) -> torch.Tensor:
+def mean_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    problem_type: str | None,
+    questions: Sequence[Mapping[str, Any]] | None = None,
+) -> torch.Tensor:
     """Return the mean loss of logits (B, L); a problem type of None is inferred as in transformers."""
+    if questions:
+        return question_mean(logits, labels, sizes=sizes_of(questions)).mean()
     several = logits.shape[1] > 1
     if problem_type is None:
         problem_type = "single_label_classification" if several else "regression"
@@ -281,3 +291,64 @@ def mean_loss(logits: torch.Tensor, labels: torch.Tensor, *, problem_type: str |
     if problem_type == "regression":
         return F.mse_loss(logits, labels)
     return F.binary_cross_entropy_with_logits(logits, labels)
+
+
+def option_scores(logits: torch.Tensor, question: Mapping[str, Any]) -> torch.Tensor:
+    """Return log-probabilities (N, K) of the options of a question, in their order.
+
+    Args:
+        logits: (N, L) of the outputs of this question.
+        question: of the config.
+
+    Example:
+        >>> import torch
+        >>> from qwen_task_heads.hubcode.pooling_task_heads import option_scores
+        >>> option_scores(torch.zeros(1, 1), {"name": "refund", "type": "noul"}).exp()
+        tensor([[0.5000, 0.5000]])
+    """
+    if question["type"] == "noul":
+        return torch.cat([F.logsigmoid(-logits), F.logsigmoid(logits)], dim=-1)
+    return logits.log_softmax(-1)
+
+
+def question_mean(logits: torch.Tensor, targets: torch.Tensor, *, sizes: Sequence[int]) -> torch.Tensor:
+    """Compute the mean of the losses of the answered questions of each row.
+
+    The loss of a question with several outputs is the cross-entropy to its probabilities, that of a question
+    with one output the binary cross-entropy. Outputs whose target is negative have no answer.
+    Source: torch.nn.functional.cross_entropy and binary_cross_entropy_with_logits.
+
+    | input | shape | dtype | meaning |
+    |---|---|---|---|
+    | logits | (B, L) | float | outputs of all questions |
+    | targets | (B, L) | float | P(option), or -1 in all outputs of a question without an answer |
+    | sizes | Q | int | outputs of each question, with sum L |
+    | returns | (B,) | fp32 | loss per row; 0 for a row without any answer |
+
+    Example:
+        >>> import torch
+        >>> from qwen_task_heads.hubcode.pooling_task_heads import question_mean
+        >>> targets = torch.tensor([[0.0, 1.0, -1.0], [-1.0, -1.0, 1.0]])
+        >>> question_mean(torch.zeros(2, 3), targets, sizes=[2, 1])
+        tensor([0.6931, 0.6931])
+    """
+    if logits.shape != targets.shape or logits.shape[-1] != sum(sizes):
+        raise TaskHeadError(
+            "loss input 'labels'",
+            f"found logits {tuple(logits.shape)} and labels {tuple(targets.shape)}",
+            f"shape (B, {sum(sizes)}) of both",
+            "create the data set with the config of this model",
+            code="argument-type",
+        )
+    z = logits if logits.dtype == torch.float64 else logits.float()
+    losses, answered = [], []
+    for own, target in zip(z.split(list(sizes), -1), targets.to(z).split(list(sizes), -1), strict=True):
+        known = ~(target < 0).any(-1)  # a NaN is known, and gives a NaN loss
+        target = target.masked_fill(~known[:, None], 0.0)
+        if own.shape[-1] == 1:
+            loss = F.binary_cross_entropy_with_logits(own, target, reduction="none")[:, 0]
+        else:
+            loss = F.cross_entropy(own, target, reduction="none")
+        losses.append(loss * known)
+        answered.append(known)
+    return torch.stack(losses).sum(0) / torch.stack(answered).sum(0).clamp(min=1)

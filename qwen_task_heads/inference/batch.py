@@ -21,7 +21,7 @@ from qwen_task_heads.inference.identity import identity_of
 from qwen_task_heads.inference.inputs import KEEP, rows_of
 from qwen_task_heads.inference.label_scorer import LabelScorer
 from qwen_task_heads.inference.loading import open_scorer
-from qwen_task_heads.inference.predictions import FailedScore, answer_columns, arrow_type
+from qwen_task_heads.inference.predictions import FailedScore, Prediction, answer_columns, arrow_type
 from qwen_task_heads.inference.scorer import Scorer
 
 Columns = dict[str, list[Any]]
@@ -72,6 +72,7 @@ class BatchScorer:
     | ordinal | `label`, `probability`, `expected_rank` |
     | multi-label | `labels` |
     | regression | `score`, or one per output by its name |
+    | several questions | `answers`: a list with `question`, `label`, `probability` and `expected_rank` |
     | title scorer, `title` column | `score` |
     | title scorer, `titles` column of lists | `scores`, `probabilities`, `best` |
     | all | `error`, `model_revision`, `model_hash` |
@@ -86,7 +87,8 @@ class BatchScorer:
         titles: column of lists of titles, which share the prompt of their row; replaces `title`.
         prompt: column of prompts; None for none.
         prefix: prefix of the added columns.
-        probabilities: add `probabilities`, a list per row in the order of `id2label`.
+        probabilities: add `probabilities`, a list per row in the order of `id2label`, or of the options of
+            each question.
         threshold: see `Scorer.predict`.
         abstain: see `Scorer.predict`.
         revision: branch, tag or commit.
@@ -255,6 +257,8 @@ class BatchScorer:
                 self._check_outputs(names)
                 lists = [row.get(key) or dict.fromkeys(names, float("nan")) for row in rows]
                 answers |= {name: Answers([row[name] for row in lists], "score") for name in names}
+            elif key == "answers":
+                answers[key] = Answers([self._of_questions(prediction) for prediction in found], key)
             elif key == "probabilities":
                 if self.probabilities:
                     values = [[row[key][name] for name in names] if key in row else None for row in rows]
@@ -263,6 +267,21 @@ class BatchScorer:
                 missing = float("nan") if key == "score" else None
                 answers[key] = Answers([row.get(key, missing) for row in rows], key)
         return {**answers, "error": Answers([row.get("error") for row in rows], "error")}
+
+    def _of_questions(self, prediction: Prediction) -> list[dict[str, Any]] | None:
+        """Return the answer to each question of a row, None for an invalid row."""
+        if prediction.error is not None:
+            return None
+        return [
+            {
+                "question": name,
+                "label": answer.label,
+                "probability": answer.probability,
+                "expected_rank": answer.expected_rank,
+                "probabilities": [*answer.probabilities.values()] if self.probabilities else None,
+            }
+            for name, answer in prediction.answers.items()
+        ]
 
     def _check_outputs(self, names: list[str]) -> None:
         """Raise for outputs of a regression with the name of another column."""

@@ -1,8 +1,8 @@
 """Write a label schema for transformers' `pipeline("decision")`: `decision.json` and its template.
 
 The pipeline reads the logits of one token per option after one prompt. If every label is a single token, it
-computes the same as `LabelScorer(with_end=False)` on the same ids. The model can then be used without this
-package:
+computes the same as `LabelScorer`, which does not score the end of such labels unless `with_end=True`. The
+model can then be used without this package:
 
     model = AutoModelForCausalLM.from_pretrained("me/news")
     decide = pipeline("decision", model=model, tokenizer=AutoTokenizer.from_pretrained("me/news"))

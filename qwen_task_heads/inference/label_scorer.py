@@ -1,17 +1,18 @@
 """Score labels by the log-probabilities of their tokens under a causal language model.
 
 The score of a label is the log-probability that the model generates exactly its tokens and then ends its
-turn. A softmax over the candidates gives probabilities, so every answer is one of the candidates. Three
-computations are shared by all labels: the common prefix of the prompts (instruction, labels, examples), the
-rest of each prompt, and common prefixes of labels (`label_trie`). Up to rounding, the scores equal those of
-every label alone.
+turn. If every label is one token, the end is left out, so that the scores are those of transformers'
+`pipeline("decision")` and of servers that read one token. A softmax over the candidates gives probabilities,
+so every answer is one of the candidates. Three computations are shared by all labels: the common prefix of
+the prompts (instruction, labels, examples), the rest of each prompt, and common prefixes of labels
+(`label_trie`). Up to rounding, the scores equal those of every label alone.
 
-Options that change the score, each off by default:
+Options that change the score:
 - `length_normalized`: the mean over the label's tokens, like `acc_norm` of lm-evaluation-harness.
 - `calibrate`: contextual calibration (Zhao et al. 2021, https://arxiv.org/abs/2102.09690): divide by the
   probabilities for texts without content.
-- `with_end=False`: the probability that an answer starts with the label. For labels of one token each, this
-  is what transformers' `pipeline("decision")` computes.
+- `with_end`: whether the end of the turn is scored too. Without it, the score is the probability that an
+  answer starts with the label, which favours a label that is the beginning of another one.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ class LabelScorer:
     Args:
         model: model of `AutoModelForCausalLM`, in eval mode.
         prompts: prompts of the model's tokenizer, with the labels.
-        with_end: whether the end of the answer is scored too.
+        with_end: whether the end of the answer is scored too; None for labels of several tokens only. A
+            generative classifier keeps the value with which it was measured.
         length_normalized: use the mean over tokens instead of the sum.
         calibrate: divide by the probabilities for texts without content.
         batch_tokens: positions in the key-value cache of a batch, its rows times prompt and labels; limits
@@ -97,7 +99,7 @@ class LabelScorer:
         model: Any,
         *,
         prompts: AnswerPrompts,
-        with_end: bool = True,
+        with_end: bool | None = None,
         length_normalized: bool = False,
         calibrate: bool = False,
         batch_tokens: int = 32768,
@@ -108,7 +110,9 @@ class LabelScorer:
         self.stored: Stored = (None, {})
         self.length_normalized, self.calibrate = length_normalized, calibrate
         self.batch_tokens, self.progress = batch_tokens, progress
-        ends = [prompts.end] if with_end else []
+        one_token = all(len(ids) == 1 for ids in prompts.answers)
+        self.with_end = not one_token if with_end is None else with_end
+        ends = [prompts.end] if self.with_end else []
         self.answers = [[*ids, *ends] for ids in prompts.answers]
         self.fallback_reason = fallback_reason(model)
         self._cached: tuple[Any, KeysAndValues | None] = (None, None)  # state of the model, prefix
@@ -160,7 +164,10 @@ class LabelScorer:
         path = file_of(name, LABEL_PROMPT, revision=revision, hub=hub)
         if path is not None:
             prompts = AnswerPrompts.load(path, tokenizer=tokenizer, model_type=family)
-            options.setdefault("length_normalized", read_label_prompt(path)["length_normalized"])
+            saved = read_label_prompt(path)
+            options.setdefault("length_normalized", saved["length_normalized"])
+            if labels is None:  # other labels may have more tokens
+                options.setdefault("with_end", saved["with_end"])
             if not (labels is None and instruction is None):
                 prompts = AnswerPrompts(  # arguments that are not given keep their trained values
                     tokenizer,

@@ -6,6 +6,10 @@
 | multi_label_classification | `labels` (maybe none), sigmoid `probabilities` | `top_k`, `threshold` |
 | regression | `score`, or one per output in `scores` | none |
 | ordinal | `label` (the most probable), `probabilities`, `expected_rank` | `top_k`, `abstain`, `max_error` |
+| questions | `answers`: a prediction per question | `top_k`, `abstain` |
+
+The answer of a `choice` is that of a single-label model, the answer of a `score` that of an ordinal one, and
+the answer of a `noul` that of a single-label model with the labels false and true.
 
 An option that a problem type does not have is refused instead of ignored. Probabilities are computed in
 float64, so that they sum to 1.
@@ -21,6 +25,8 @@ from typing import Any
 import torch
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
+from qwen_task_heads.hubcode.pooling_task_heads import option_scores
+from qwen_task_heads.hubcode.questions_task_heads import QUESTIONS, options_of, slices_of
 from qwen_task_heads.inference.inputs import in_place, rows_of, without
 
 OPTIONS = {
@@ -28,6 +34,7 @@ OPTIONS = {
     "multi_label_classification": ("top_k", "threshold"),
     "regression": (),
     "ordinal": ("top_k", "abstain", "max_error"),
+    QUESTIONS: ("top_k", "abstain"),
 }
 THRESHOLD = 0.5
 DIGITS = 6  # decimals in files; float32 has no more, and the last one may differ between machines
@@ -47,6 +54,7 @@ class Prediction:
         probabilities: probability of every label by name, in the order of the ids.
         ranked: (name, probability), best first; the first `top_k`, or all.
         expected_rank: for ordinal, the mean of the label's id (0..K-1) under the probabilities.
+        answers: for a model with several questions, the prediction of each question by its name.
         error: the error of an invalid row that was kept; else None.
     """
 
@@ -59,6 +67,7 @@ class Prediction:
     probabilities: dict[str, float] = field(default_factory=dict)
     ranked: tuple[tuple[str, float], ...] = ()
     expected_rank: float | None = None
+    answers: dict[str, Prediction] = field(default_factory=dict)
     error: str | None = None
 
     @property
@@ -79,6 +88,8 @@ class Prediction:
         """
         if self.error is not None:
             return {"error": self.error}
+        if self.answers:
+            return {"answers": {name: one.as_dict(digits=digits) for name, one in self.answers.items()}}
 
         def rounded(number: float) -> float:
             return number if digits is None else round(number, digits)
@@ -144,6 +155,8 @@ def answer_columns(config: Any) -> list[str]:
         return ["score" if config.num_labels == 1 else "scores"]
     if kind == "multi_label_classification":
         return ["labels", "probabilities"]
+    if kind == QUESTIONS:
+        return ["answers"]
     return ["label", "probability", *(["expected_rank"] if kind == "ordinal" else []), "probabilities"]
 
 
@@ -165,6 +178,9 @@ def arrow_type(key: str) -> Any:
     types = dict.fromkeys(("label", "best", "error", "model_revision", "model_hash"), text)
     types |= dict.fromkeys(("probability", "expected_rank", "score"), number)
     types |= dict.fromkeys(("probabilities", "scores"), pa.list_(number))
+    fields = ("label", "probability", "expected_rank", "probabilities")
+    answer = pa.struct([("question", text), *((name, types[name]) for name in fields)])
+    types["answers"] = pa.list_(answer)
     return {**types, "labels": pa.list_(text)}[key]
 
 
@@ -309,6 +325,9 @@ def to_predictions(
     failed = {place: Prediction(rows[place], seconds[place], error=error) for place, error in bad.items()}
     given = list(zip(without(rows, bad), without(seconds, bad), strict=True))
     values = logits.double()
+    if kind == QUESTIONS:
+        answered = _answers(values, config, given, top_k=top_k, abstain=abstain)
+        return in_place(answered, failed)
     if kind == "regression":
         predictions = [
             Prediction(
@@ -322,17 +341,47 @@ def to_predictions(
     least = thresholds_of(config, threshold) if several else ()
     answers = []
     for (text, pair), row in zip(given, probabilities.tolist(), strict=True):
-        best = sorted(range(len(row)), key=lambda index: -row[index])  # ties keep the order of the ids
-        common: dict[str, Any] = {
-            "probabilities": dict(zip(names, row, strict=True)),
-            "ranked": tuple((names[index], row[index]) for index in best[:top_k]),
-        }
-        if several:
-            labels = tuple(names[index] for index in best if row[index] >= least[index])
-            answers.append(Prediction(text, pair, labels=labels, **common))
+        if not several:
+            ordinal = kind == "ordinal"
+            one = _of_one_label((text, pair), row, names, is_ordinal=ordinal, top_k=top_k, abstain=abstain)
+            answers.append(one)
             continue
-        sure = abstain is None or row[best[0]] >= abstain
-        rank = sum(index * value for index, value in enumerate(row)) if kind == "ordinal" else None
-        label = names[best[0]] if sure else None
-        answers.append(Prediction(text, pair, label=label, expected_rank=rank, **common))
+        best, common = _probabilities(row, names, top_k=top_k)
+        labels = tuple(names[index] for index in best if row[index] >= least[index])
+        answers.append(Prediction(text, pair, labels=labels, **common))
     return in_place(answers, failed)
+
+
+def _probabilities(
+    row: list[float], names: list[str], *, top_k: int | None
+) -> tuple[list[int], dict[str, Any]]:
+    """Return the ids, best first, and the fields of the probabilities of all labels."""
+    best = sorted(range(len(row)), key=lambda index: -row[index])  # ties keep the order of the ids
+    return best, {
+        "probabilities": dict(zip(names, row, strict=True)),
+        "ranked": tuple((names[index], row[index]) for index in best[:top_k]),
+    }
+
+
+def _of_one_label(
+    pair: tuple[str, str], row: list[float], names: list[str], *, is_ordinal: bool, **options: Any
+) -> Prediction:
+    """Return the prediction of one of several labels, from their probabilities."""
+    best, common = _probabilities(row, names, top_k=options["top_k"])
+    sure = options["abstain"] is None or row[best[0]] >= options["abstain"]
+    rank = sum(index * value for index, value in enumerate(row)) if is_ordinal else None
+    return Prediction(*pair, label=names[best[0]] if sure else None, expected_rank=rank, **common)
+
+
+def _answers(
+    logits: torch.Tensor, config: Any, texts: list[tuple[str, str]], **options: Any
+) -> list[Prediction]:
+    """Return a prediction for each text with an answer to each question of the model."""
+    answers: list[dict[str, Prediction]] = [{} for _ in texts]
+    slices = slices_of(config.questions)
+    for question in config.questions:
+        name, names, ordinal = question["name"], options_of(question), question["type"] == "score"
+        scores = option_scores(logits[:, slices[name]], question).exp()
+        for pair, row, answer in zip(texts, scores.tolist(), answers, strict=True):
+            answer[name] = _of_one_label(pair, row, names, is_ordinal=ordinal, **options)
+    return [Prediction(*pair, answers=answer) for pair, answer in zip(texts, answers, strict=True)]

@@ -15,6 +15,7 @@ from qwen_task_heads.data.examples import full_text
 from qwen_task_heads.data.text_datasets import TextSets, read_text_sets
 from qwen_task_heads.data.title_datasets import TitleSets, read_title_sets
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.hubcode.questions_task_heads import QUESTIONS
 from qwen_task_heads.hubs import HUBS, HUGGINGFACE
 from qwen_task_heads.inference.arguments import CommandLineOptions
 from qwen_task_heads.labeling.confident_learning import (
@@ -169,8 +170,10 @@ def _read(arguments: AuditArguments) -> TextSets | TitleSets:
 
 def _check(sets: TextSets | TitleSets, rows: Sequence[Any], arguments: AuditArguments) -> None:
     where, problems = arguments.dataset_name, []
-    if isinstance(sets, TextSets) and (sets.problem_type == "regression" or are_soft(rows)):
-        problem, expected = "found scores or soft labels", "labels, which can be wrong or right"
+    kind = sets.problem_type if isinstance(sets, TextSets) else ""
+    if kind in ("regression", QUESTIONS) or (kind and are_soft(rows)):
+        found = "several questions" if kind == QUESTIONS else "scores or soft labels"
+        problem, expected = f"found {found}", "labels, which can be wrong or right"
         fix = "audit a data set with one label per row, or labels"
         problems.append(Problem(where, problem, expected, fix, code="option-unsupported"))
     if isinstance(sets, TitleSets) and len(sets.groups):

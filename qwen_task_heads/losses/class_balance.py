@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.hubcode.questions_task_heads import QUESTIONS
 
 LABELS_SHOWN = 10  # names in one message
 
@@ -27,7 +28,7 @@ def count_labels(
     """Count the rows with each label, `[n_0, ..., n_K-1]`; empty for regression.
 
     Args:
-        labels: as in the data set: an id per row, or K numbers per row of a multi-label task.
+        labels: as in the data set: an id per row, or K numbers per row of several labels or questions.
         problem_type: as in the model's config.
         num_labels: K.
         sources: file and line of each row.
@@ -42,7 +43,7 @@ def count_labels(
     """
     if problem_type == "regression":
         return []
-    if problem_type == "multi_label_classification":
+    if problem_type in ("multi_label_classification", QUESTIONS):
         values = torch.as_tensor(labels, dtype=torch.float32).reshape(-1, num_labels)
         return [int(count) for count in (values > 0.5).sum(0)]
     ids = torch.as_tensor(labels)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qwen_task_heads.errors import Problem, TaskHeadsError, shorten
+from qwen_task_heads.hubcode.questions_task_heads import QUESTIONS
 from qwen_task_heads.losses import groups, pairs, texts
 from qwen_task_heads.losses.class_balance import absent_label_messages, counts_problem, read_weights
 from qwen_task_heads.losses.rows import Loss, LossOption
@@ -25,7 +26,8 @@ for _row in (*pairs.ROWS, *groups.ROWS, *texts.ROWS):
 
 PAIR_LOSSES, GROUP_LOSSES = LOSSES["pairs"], LOSSES["groups"]
 TITLE_LOSSES = PAIR_LOSSES | GROUP_LOSSES
-TEXT_LOSSES = {kind: losses for kind, losses in LOSSES.items() if kind not in ("pairs", "groups")}
+# Of classifiers with one question; the answers to several questions have one loss.
+TEXT_LOSSES = {kind: losses for kind, losses in LOSSES.items() if kind not in ("pairs", "groups", QUESTIONS)}
 OPTIONS = {option.name: option for rows in LOSSES.values() for row in rows.values() for option in row.options}
 
 # Preference signals by column: their description, and the loss that uses them.
@@ -177,7 +179,7 @@ class TextLoss:
     """
 
     row: Loss
-    parameters: dict[str, Tensor | float] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
     messages: tuple[str, ...] = ()
 
     @property
@@ -223,6 +225,7 @@ def resolve_text_loss(
     class_counts: Sequence[int] | None = None,
     rows: int | None = None,
     labels: Sequence[str] = (),
+    sizes: Sequence[int] = (),
 ) -> TextLoss:
     """Resolve a loss and its options before training, and report all problems in one error.
 
@@ -235,6 +238,7 @@ def resolve_text_loss(
         class_counts: n_k, training rows with each label; `balanced` and `logit_adjusted` need it.
         rows: number of training rows; the counts of multi-label rows do not determine it.
         labels: names of the labels, for messages.
+        sizes: outputs of each question of a model with several.
 
     Raises:
         TaskHeadsError: an unknown loss, an option that it does not take, or a value out of range.
@@ -251,7 +255,7 @@ def resolve_text_loss(
     if not given.get("label_smoothing"):
         given.pop("label_smoothing", None)
     problems = unused_options(given, [row], known=LOSSES[problem_type].values())
-    parameters: dict[str, Tensor | float] = {}
+    parameters: dict[str, Any] = {"sizes": list(sizes)} if row.needs_sizes else {}
     for option in row.options:
         if option.name not in given:
             continue

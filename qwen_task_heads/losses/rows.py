@@ -92,6 +92,7 @@ class Loss:
         needs: columns of which the data must have at least one; empty if the loss needs none.
         options: options that the function takes.
         needs_counts: True if the function takes `class_counts`, the training rows with each label.
+        needs_sizes: True if the function takes `sizes`, the number of outputs of each question.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Loss:
     needs: tuple[str, ...] = ()
     options: tuple[LossOption, ...] = ()
     needs_counts: bool = False
+    needs_sizes: bool = False
 
     def takes(self, option: str) -> bool:
         """Return whether the loss has an option of this name."""

@@ -27,6 +27,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.hubcode.pooling_task_heads import question_mean
+from qwen_task_heads.hubcode.questions_task_heads import QUESTIONS
 from qwen_task_heads.losses.rows import Loss, LossOption, at_least_fp32
 from qwen_task_heads.metrics.classification import MULTI, ORDINAL, REGRESSION, SINGLE
 
@@ -329,5 +331,13 @@ ROWS = (
         paper="cumulative_link",
         uses=("soft",),
         options=(CLASS_WEIGHTS,),
+    ),
+    Loss(
+        "question_mean",
+        QUESTIONS,
+        question_mean,
+        "mean over answered questions of -Σ_k t_k log q_k",
+        "torch cross_entropy, bce_with_logits",
+        needs_sizes=True,
     ),
 )

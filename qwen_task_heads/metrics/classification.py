@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qwen_task_heads.errors import error_at
+from qwen_task_heads.hubcode.questions_task_heads import QUESTIONS
 from qwen_task_heads.metrics.ranking import Floats, Metric, check_finite, sigmoid, wilson_interval
 from qwen_task_heads.metrics.ties import top_shares
 from qwen_task_heads.metrics.weighted import (
@@ -50,6 +51,7 @@ BEST_METRIC: dict[str, tuple[str, bool]] = {
     MULTI: ("eval_micro_f1", True),
     REGRESSION: ("eval_spearman", True),
     ORDINAL: ("eval_quadratic_kappa", True),
+    QUESTIONS: ("eval_mean_accuracy", True),  # `questions.py` computes it
 }
 # Metrics that are logged at every evaluation on dev.
 DEV_METRICS: dict[str, tuple[str, ...]] = {
@@ -57,6 +59,7 @@ DEV_METRICS: dict[str, tuple[str, ...]] = {
     MULTI: ("micro_f1", "macro_f1", "map"),
     REGRESSION: ("spearman", "pearson", "mse"),
     ORDINAL: ("mae", "quadratic_kappa", "accuracy"),
+    QUESTIONS: ("mean_accuracy", "mean_macro_f1"),
 }
 RESAMPLES = 500
 MAX_CONFUSED = 1000  # limit of labels of a full confusion matrix
@@ -119,6 +122,14 @@ def classification_metrics(
         >>> round(metrics["accuracy"]["value"], 3), metrics["per_class"][1]["recall"]
         (0.667, 0.5)
     """
+    if problem_type == QUESTIONS:
+        raise error_at(
+            "problem_type",
+            f"found {problem_type!r}",
+            ", ".join(_MEASURES),
+            "call metrics.questions.question_metrics",
+            code="option-value",
+        )
     scores, truth = check_scores(problem_type, logits, targets, num_labels=len(labels))
     weighted, plain, per_class = _MEASURES[problem_type](scores, truth, np.asarray(threshold))
     member = member_numbers(groups, len(scores))
@@ -130,7 +141,7 @@ def classification_metrics(
     metrics: dict[str, Any] = {}
     for name, value in values.items():
         same = SAME_AS_ACCURACY if problem_type in (SINGLE, ORDINAL) else ()
-        low, high = _ends(name, value[0], draws[name], groups=count, is_mean=name in (*MEANS, *same))
+        low, high = metric_ends(name, value[0], draws[name], groups=count, is_mean=name in (*MEANS, *same))
         metrics[name] = Metric(number(value[0]), low, high, len(scores), count).as_dict()
     for name, single in plain.items():
         metrics[name] = Metric(single, None, None, len(scores), count).as_dict()
@@ -183,7 +194,8 @@ def coarse_accuracy(
     name = "coarse_accuracy"
     draws = bootstrap(weighted, member, width=1, resamples=resamples, seed=seed)[name]
     value, count = float(hit.mean()), int(member.max()) + 1
-    return Metric(value, *_ends(name, value, draws, groups=count, is_mean=True), len(hit), count).as_dict()
+    ends = metric_ends(name, value, draws, groups=count, is_mean=True)
+    return Metric(value, *ends, len(hit), count).as_dict()
 
 
 def dev_metrics(problem_type: str) -> Callable[[Any], dict[str, float]]:
@@ -317,7 +329,7 @@ def member_numbers(groups: Sequence[str] | None, count: int) -> NDArray[np.int64
     return np.array([numbers.setdefault(key or row, len(numbers)) for row, key in enumerate(groups)])
 
 
-def _ends(
+def metric_ends(
     name: str, value: float, draws: Floats, *, groups: int, is_mean: bool
 ) -> tuple[float | None, float | None]:
     """Return the 95% interval of a metric; None and None if most draws are undefined, or all are the same.

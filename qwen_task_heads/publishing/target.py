@@ -15,6 +15,7 @@ from typing import Any
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode.configuration_task_heads import PROBLEM_TYPES
+from qwen_task_heads.hubcode.questions_task_heads import QUESTIONS
 from qwen_task_heads.hubs import HUGGINGFACE, hub_named
 from qwen_task_heads.reports.finishing import python_command
 from qwen_task_heads.training.arguments import HeadArguments
@@ -100,7 +101,7 @@ _STOCK_VALUES = {
     "heads": ("linear",),
     "bidirectional": (False,),
     "truncation": ("head", "tail"),
-    "problem_type": tuple(kind for kind in PROBLEM_TYPES if kind != "ordinal"),
+    "problem_type": tuple(kind for kind in PROBLEM_TYPES if kind not in ("ordinal", QUESTIONS)),
 }
 
 

@@ -20,6 +20,7 @@ from qwen_task_heads.data.examples import TextExample
 from qwen_task_heads.data.text_datasets import TextSets
 from qwen_task_heads.errors import TaskHeadsError
 from qwen_task_heads.head_rows import fold_temperature
+from qwen_task_heads.hubcode.questions_task_heads import QUESTIONS, sizes_of
 from qwen_task_heads.metrics.calibration import (
     PAIRS,
     Temperature,
@@ -32,9 +33,11 @@ from qwen_task_heads.metrics.classification import (
     MULTI,
     ORDINAL,
     REGRESSION,
+    SINGLE,
     classification_metrics,
     dev_metrics,
 )
+from qwen_task_heads.metrics.questions import answered
 from qwen_task_heads.metrics.ranking import Floats
 from qwen_task_heads.metrics.thresholds import fit_thresholds
 from qwen_task_heads.reports.finishing import FinishedTraining
@@ -72,6 +75,8 @@ def calibrate_texts(
         messages.append(f"--thresholds {rule} has no effect: it applies to {MULTI} models")
     if kind == REGRESSION:
         return None
+    if kind == QUESTIONS:
+        return _attempt(lambda: _fit_questions(model, logits, run=run, sets=sets), config, messages)
 
     def fit() -> Floats | None:
         raw = logits(sets.dev).double().numpy()
@@ -110,6 +115,54 @@ def calibrate_texts(
         return _apply(model, temperature, record, outputs=raw)
 
     return _attempt(fit, config, messages)
+
+
+def _fit_questions(
+    model: Any, logits: Callable[[Sequence[TextExample]], Any], *, run: FinishedTraining, sets: TextSets
+) -> Floats | None:
+    """Fit a temperature for each question on the rows of dev that answer it; see `calibrate_texts`."""
+    raw = logits(sets.dev).double().numpy()
+    rows = _targets_and_groups(sets.dev)
+    off = OFF if run.settings.get("calibrate") == "none" else ""
+    temperatures = dict.fromkeys((one["name"] for one in sets.questions), 1.0)
+    records = {}
+    for one in answered(sets.questions, raw, rows["targets"]):
+        groups = [rows["groups"][row] for row in one.rows.tolist()]
+        found = _temperature(SINGLE, one.scores, off=off, targets=one.truth, groups=groups)
+        temperatures[one.name], records[one.name] = found.value, _record(found, off=off)
+    model.config.calibration = {
+        "method": "none" if off else "temperature",
+        "fitted_on": "dev",
+        "questions": records,
+    }
+    if set(temperatures.values()) == {1.0}:
+        return raw
+    fold_temperature(model, np.repeat([*temperatures.values()], sizes_of(sets.questions)).tolist())
+    return None
+
+
+def measured_questions(raw: Mapping[str, Floats], sets: TextSets, config: Any) -> dict[str, Any]:
+    """Return the record of a config with the calibration metrics of each question before and after.
+
+    Args:
+        raw: from split to logits (N, L) of the calibrated model.
+        sets: of the run.
+        config: of the model, with a record.
+    """
+    record, metrics = config.calibration, dict[str, Any]()
+    for split, logits in raw.items():
+        rows = _targets_and_groups(sets.dev if split == "dev" else sets.test)
+        metrics[split] = {}
+        for one in answered(sets.questions, logits, rows["targets"]):
+            temperature = record["questions"].get(one.name, {"temperature": 1.0})["temperature"]
+            groups = [rows["groups"][row] for row in one.rows.tolist()]
+            before, after = (
+                calibration_metrics(SINGLE, scores, one.truth, groups=groups)
+                for scores in (temperature * one.scores, one.scores)
+            )
+            for name, value in before.items():
+                metrics[split][f"{one.name}.{name}"] = _before_after(value, after[name])
+    return {**record, "metrics": metrics}
 
 
 def calibrate_titles(

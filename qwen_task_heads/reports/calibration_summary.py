@@ -20,6 +20,10 @@ def calibration_line(record: Mapping[str, Any], reported: str) -> str:
         reported: split whose metrics are printed.
     """
     entries = record["metrics"][reported]
+    if "questions" in record:
+        fitted = {name: own["temperature"] for name, own in record["questions"].items()}
+        used = ", ".join(f"{name} {format_value(value)}" for name, value in fitted.items() if value != 1)
+        return f"Calibration: a temperature per question ({used or 'none was fitted, see metrics.json'})."
     sides = {name: [format_value(entry[side]["value"]) for side in SIDES] for name, entry in entries.items()}
     if record["temperature"] == 1:
         temperature = f"no temperature ({record['reason']})"
@@ -41,6 +45,8 @@ def calibration_fields(record: RunRecord) -> dict[str, Any] | None:
     calibration = record.metrics.get("calibration")
     if not calibration:
         return None
+    if "questions" in calibration:
+        return _question_fields(calibration, reported=record.reported)
     fitted = calibration.get("thresholds", {})
     has_thresholds = bool(fitted) and "reason" not in fitted
     rows = [
@@ -56,6 +62,37 @@ def calibration_fields(record: RunRecord) -> dict[str, Any] | None:
         "threshold_reason": escape(fitted.get("reason", "")),
         "never_predicted": ", ".join(map(escape, fitted.get("never_predicted", []))),
         "rates": [] if record.is_title_scorer else _rates(curve),
+    }
+
+
+def _question_fields(calibration: Mapping[str, Any], *, reported: str) -> dict[str, Any]:
+    """Return the fields of a model with several questions, which have a temperature each."""
+    fitted = {name: own for name, own in calibration["questions"].items() if own["temperature"] != 1}
+    lines = [
+        f"{escape(name)}: {format_value(own['temperature'])} ({own['rows']:,} rows of dev)"
+        for name, own in fitted.items()
+    ]
+    lines += [
+        f"{escape(name)}: none, because {escape(own['reason'])}"
+        for name, own in calibration["questions"].items()
+        if name not in fitted
+    ]
+    rows = [
+        [escape(metric_name(name)), *(format_interval(entry[side]) for side in SIDES)]
+        for name, entry in calibration["metrics"][reported].items()
+        if name.rpartition(".")[0] in fitted
+    ]
+    text = (
+        "A temperature per question, folded into the weights of the head (Guo et al. 2017, arXiv:1706.04599)"
+    )
+    return {
+        "temperature": f"{text}: {'; '.join(lines)}.",
+        "rows": rows,
+        "thresholds": False,
+        "threshold_rule": "",
+        "threshold_reason": "",
+        "never_predicted": "",
+        "rates": [],
     }
 
 

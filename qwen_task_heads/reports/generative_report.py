@@ -61,6 +61,7 @@ def finish_answers(
         folder,
         base=base.as_dict() if is_adapter else None,
         length_normalized=scorer.length_normalized,
+        with_end=scorer.with_end,
         dtype=dtype,
     )
     with suppress(TaskHeadsError):  # labels of several tokens, which only `LabelScorer` supports

@@ -117,13 +117,16 @@ def format_value(value: float | None, *, digits: int = 3) -> str:
 
 
 def metric_name(name: str) -> str:
-    """Return the display name of a metric: `macro_f1` is "macro F1".
+    """Return the display name of a metric: `macro_f1` is "macro F1", that of a question follows its name.
 
     Example:
         >>> from qwen_task_heads.reports.markdown import metric_name
-        >>> metric_name("macro_f1"), metric_name("map")
-        ('macro F1', 'mAP')
+        >>> metric_name("macro_f1"), metric_name("map"), metric_name("is_it_spam.macro_f1")
+        ('macro F1', 'mAP', 'is_it_spam: macro F1')
     """
+    question, _, name = name.rpartition(".")
+    if question:
+        return f"{question}: {metric_name(name)}"
     return " ".join(SPELLED.get(word, word) for word in name.split("_"))
 
 

@@ -58,6 +58,8 @@ LOGITS = {
     "in `config.json`. A label is predicted if its probability reaches its threshold in `label_thresholds`, "
     "or .5 without thresholds.",
     "regression": "The logits are the predicted values.",
+    "questions": "The outputs of a question are consecutive, in the order of `id2label` in `config.json`. "
+    "Its probabilities are their softmax; of a `noul`, which has one output, P(true) is the sigmoid of it.",
 }
 SOFTMAX = (
     "Probabilities are the softmax over the logits of a text, in the order of `id2label` in `config.json`."
@@ -136,6 +138,7 @@ def model_card(
             is_generative=record.is_generative,
             ranking=record.is_title_scorer,
             has_pairs=record.has_pairs,
+            questions=record.metrics.get("questions", ()),
         ),
         **onnx_fields(tags, onnx=onnx, int8=int8),
         **parity_fields(parity, against=against),
@@ -181,6 +184,7 @@ def load_fields(
     is_generative: bool,
     ranking: bool,
     has_pairs: bool,
+    questions: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Return the fields of `load.md` and `onnx.md` on the repo and the inputs of the model."""
     stock = form in ("stock", "gguf")  # both are classes of transformers, which take a plain text
@@ -202,6 +206,7 @@ def load_fields(
         "adapter": is_adapter,
         "answers": is_generative,
         "ranking": ranking,
+        "decision": bool(questions),
         "pipeline_input": inputs,
         "texts": f'["{texts[0]}"], ["{texts[1]}"]' if has_pairs else inputs,
         "truncation": '"only_first"' if ranking and has_pairs else "True",
@@ -266,7 +271,7 @@ def _metadata(record: RunRecord, of_task: dict[str, Any], *, name: str, tags: Se
         tags=[*tags, "qwen-task-heads"],
         eval_results=[
             EvalResult(
-                task_type=task,
+                task_type=task or "text-classification",
                 dataset_type=dataset_type,
                 dataset_name=one_line(named or settings.get("dataset_name", "own data")),
                 dataset_split=record.reported,

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from qwen_task_heads.data.examples import TextExample
+from qwen_task_heads.hubcode.questions_task_heads import UNANSWERED
 from qwen_task_heads.inference.predictions import DIGITS, Prediction, to_predictions
 from qwen_task_heads.metrics.classification import (
     MULTI,
@@ -54,6 +55,10 @@ def write_predictions(path: Path, examples: Sequence[TextExample], logits: Float
 def _truth(example: TextExample, answer: Prediction, names: dict[int, str]) -> dict[str, Any]:
     """Return the true label by name and whether the prediction is correct, or the error of a value."""
     target = example.target
+    if answer.answers:
+        stated = _true_answers(target, answer, [*names.values()])
+        correct = {name: answer.answers[name].label == own for name, own in stated.items()}
+        return {"true": stated, "correct": correct}
     if isinstance(target, int):
         return {"true": names[target], "correct": answer.label == names[target]}
     if answer.labels is not None:
@@ -61,6 +66,20 @@ def _truth(example: TextExample, answer: Prediction, names: dict[int, str]) -> d
         return {"true": true, "correct": sorted(true) == sorted(answer.labels)}
     error = {} if answer.score is None else {"error": round(answer.score - target[0], DIGITS)}
     return {"true": target[0] if len(target) == 1 else list(target), **error}
+
+
+def _true_answers(target: Any, answer: Prediction, names: Sequence[str]) -> dict[str, str]:
+    """Return the most probable option of each answered question; `names` are those of the outputs."""
+    true, start = {}, 0
+    for question, own in answer.answers.items():
+        options = [*own.probabilities]
+        size = 1 if names[start] == question else len(options)  # a noul has one output, with its own name
+        shares = target[start : start + size]
+        start += size
+        if shares[0] != UNANSWERED:
+            shares = (1 - shares[0], shares[0]) if size == 1 else shares
+            true[question] = options[int(np.argmax(shares))]
+    return true
 
 
 def hardest_errors(

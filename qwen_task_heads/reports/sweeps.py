@@ -17,7 +17,7 @@ from qwen_task_heads.adapters import with_adapter
 from qwen_task_heads.data.sequences import pick
 from qwen_task_heads.data.text_datasets import read_text_sets
 from qwen_task_heads.data.title_datasets import read_title_sets
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError, error_at
 from qwen_task_heads.losses.registry import GROUP_LOSSES, PAIR_LOSSES
 from qwen_task_heads.metrics.classification import BEST_METRIC
 from qwen_task_heads.models import adapter_config, build, load_tokenizer, saved_config
@@ -154,6 +154,10 @@ class TextSweep(Sweep):
 
     def _read(self) -> Any:
         sets = _read_for(read_text_sets, self.options)
+        if sets.questions:
+            problem, fix = "found records of several questions", "train all heads at once: qth classify"
+            expected = "texts with one kind of label"
+            raise error_at("--dataset_name", problem, expected, fix, code="option-unsupported")
         self.losses = self.options.losses_for(sets.problem_type)
         self.metric = BEST_METRIC[sets.problem_type][0].removeprefix("eval_")
         return sets

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qwen_task_heads.losses.registry import TEXT_LOSSES
+from qwen_task_heads.hubcode.questions_task_heads import QUESTIONS, options_of
+from qwen_task_heads.losses.registry import LOSSES
 from qwen_task_heads.metrics.classification import MULTI, ORDINAL, REGRESSION, SINGLE
 from qwen_task_heads.reports.card_lines import loss_line
 from qwen_task_heads.reports.markdown import escape, format_interval, format_value, metric_name
@@ -16,6 +17,7 @@ HEADLINES: dict[str, tuple[str, ...]] = {
     MULTI: ("micro_f1", "macro_f1", "map", "subset_accuracy"),
     REGRESSION: ("spearman", "pearson", "mse", "mae"),
     ORDINAL: ("quadratic_kappa", "mae", "accuracy", "macro_f1"),
+    QUESTIONS: ("mean_accuracy", "mean_macro_f1"),
 }
 # Metric type of the hub, and name of the metric in `metrics.json`
 HUB_METRICS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -23,6 +25,7 @@ HUB_METRICS: dict[str, tuple[tuple[str, str], ...]] = {
     MULTI: (("f1", "micro_f1"), ("f1", "macro_f1")),
     REGRESSION: (("spearmanr", "spearman"), ("pearsonr", "pearson"), ("mse", "mse")),
     ORDINAL: (("accuracy", "accuracy"), ("mae", "mae"), ("quadratic_kappa", "quadratic_kappa")),
+    QUESTIONS: (("accuracy", "mean_accuracy"), ("f1", "mean_macro_f1")),
 }
 SAME_AS_ACCURACY = ("micro_precision", "micro_recall", "micro_f1")  # if every text has one label
 MAX_CLASSES = 200  # labels listed on a card
@@ -55,13 +58,16 @@ def text_fields(record: RunRecord) -> dict[str, Any]:
     order = [*HEADLINES[kind], *(name for name in ours if name not in omitted)]
     table = metric_rows(record.metrics[record.reported], order)
     table[0] = ["metric", *(escape(name) for name in table[0][1:])]
+    questions = record.metrics.get("questions", ())
+    if questions:  # the names of the metrics contain those of the questions
+        table[1:] = [[escape(name), *cells] for name, *cells in table[1:]]
     main, pairs = ours[order[0]], record.has_pairs
     groups = f" of {main['n_groups']:,} groups" if main["n_groups"] != main["n"] else ""
     classes = [] if kind == REGRESSION else _classes(record)
     description = _description(kind, len(record.metrics["labels"]), pairs=pairs)
     return {
         # The hub's snippet for classifiers would load a generative one with a random head.
-        "pipeline_tag": "text-generation" if record.is_generative else "text-classification",
+        "pipeline_tag": "text-generation" if record.is_generative else _pipeline_tag(kind),
         "tags": [kind.replace("_", "-"), *["label-scoring"] * record.is_generative],
         "dataset_type": "texts",
         "hub_metrics": [
@@ -76,10 +82,11 @@ def text_fields(record: RunRecord) -> dict[str, Any]:
         "rows_line": f"{main['n']:,} rows{groups}.",
         "classes": classes[:MAX_CLASSES],
         "described": any(record.descriptions),
+        "questions": [_question(question) for question in questions],
         "unlisted": max(0, len(classes) - MAX_CLASSES),
         "lengths": _lengths(**record.lengths),
         "rows_name": "rows",
-        "loss_line": loss_line(record, TEXT_LOSSES[kind]),
+        "loss_line": loss_line(record, LOSSES[kind]),
     }
 
 
@@ -101,7 +108,23 @@ def _description(kind: str, count: int, *, pairs: bool) -> str:
         MULTI: f"A multi-label classifier: it assigns to each {unit} any number of {count:,} labels.",
         REGRESSION: f"A regression model: it predicts {values} for each {unit}.",
         ORDINAL: f"An ordinal model: it assigns to each {unit} one of {count:,} ordered labels.",
+        QUESTIONS: f"A decision model: it answers several questions about each {unit}, with probabilities.",
     }[kind]
+
+
+def _pipeline_tag(kind: str) -> str | None:
+    """Return the tag by which the hub runs a model; the hub has none for several questions."""
+    return None if kind == QUESTIONS else "text-classification"
+
+
+def _question(question: Mapping[str, Any]) -> dict[str, str]:
+    """Return the row of a question."""
+    return {
+        "name": escape(question["name"]),
+        "type": question["type"],
+        "options": escape(", ".join(options_of(question)[:MAX_CLASSES])),
+        "instructions": escape(question.get("instructions") or "") or "–",
+    }
 
 
 def _classes(record: RunRecord) -> list[dict[str, str]]:
@@ -109,7 +132,8 @@ def _classes(record: RunRecord) -> list[dict[str, str]]:
     descriptions = record.descriptions or [""] * len(per_class)
     return [
         {
-            "id": str(label_id),
+            # A noul has one output, and two rows here.
+            "id": "–" if record.metrics.get("questions") else str(label_id),
             "label": escape(row["label"]),
             "description": escape(description) or "–",
             **{name: format_value(row[name]) for name in ("precision", "recall", "f1")},
@@ -144,7 +168,16 @@ def _limits(kind: str, ours: Mapping[str, Any], *, answers: bool) -> list[str]:
     ]
     if kind == REGRESSION:
         return [*limits, "Values outside the range of the training data are extrapolated."]
-    if kind != MULTI:
+    if kind == QUESTIONS:
+        limits.append(
+            "It answers only these questions; instructions of a request are not read. Each question gets one "
+            "of its options, even if none fits."
+        )
+        limits.append(
+            '`pipeline("text-classification")` computes one softmax over the options of all questions, which '
+            "answers none of them."
+        )
+    elif kind != MULTI:
         abstain = f"`{'LabelScorer' if answers else 'Scorer'}.predict(texts, abstain=0.5)`"
         limits.append(f"Each text gets one of the labels, even if none fits; {abstain} can abstain.")
         ece = format_value(ours["ece"]["value"])

@@ -68,7 +68,14 @@ NEED_PROBABILITIES = ("log_loss", "ece")  # baselines return scores
 WEAKEST = 3  # labels in the printed summary
 
 
-def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: FinishedTraining) -> dict[str, Any]:
+def finish_texts(
+    model: Any,
+    *,
+    tokenizer: Any,
+    folder: str | Path,
+    run: FinishedTraining,
+    make: type[TextReport] | None = None,
+) -> dict[str, Any]:
     """Save the model and its report, print the summary, and return the metrics.
 
     Args:
@@ -77,6 +84,7 @@ def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: Finishe
         folder: output folder of the model, `metrics.json`, `predictions.jsonl`, `errors.md`,
             `manifest.json`, `README.md` and plots.
         run: the finished training.
+        make: class of the report; None for `TextReport`.
     """
     scorer, messages = Scorer(model.eval(), tokenizer=tokenizer), initial_messages(model, run)
     cached: dict[int, torch.Tensor] = {}  # logits of dev, if the calibration does not change them
@@ -95,7 +103,8 @@ def finish_texts(model: Any, *, tokenizer: Any, folder: str | Path, run: Finishe
         folder = save_first(model, tokenizer=tokenizer, folder=folder)
     if dev_logits is not None:
         cached[id(run.sets.dev)] = torch.from_numpy(dev_logits)
-    report = TextReport(Trained.of(model), run, folder=folder, messages=messages, outputs=logits)
+    options: dict[str, Any] = {"folder": folder, "messages": messages, "outputs": logits}
+    report = (make or TextReport)(Trained.of(model), run, **options)
     metrics = report.write()
     pairs = [example.text_b for example in run.sets.dev]
     texts = [example.text for example in run.sets.dev]

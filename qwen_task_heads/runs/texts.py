@@ -10,9 +10,10 @@ from transformers import EarlyStoppingCallback
 
 from qwen_task_heads.data.sequences import sources_of
 from qwen_task_heads.data.text_datasets import TextSets
-from qwen_task_heads.metrics.classification import dev_metrics
+from qwen_task_heads.metrics.questions import dev_metrics_of
 from qwen_task_heads.models import build, saved_task
-from qwen_task_heads.reports.text_report import finish_texts
+from qwen_task_heads.reports.question_report import QuestionReport
+from qwen_task_heads.reports.text_report import TextReport, finish_texts
 from qwen_task_heads.runs.base import Run
 from qwen_task_heads.runs.search import searched
 from qwen_task_heads.tokenization.collators import TextCollator, text_datasets
@@ -80,7 +81,7 @@ class ClassifierRun(Run):
             "args": self.args,
             "peft_config": self.peft_config(model),
             "data_collator": TextCollator(tokenizer.pad_token_id, data.problem_type),
-            "compute_metrics": dev_metrics(data.problem_type),
+            "compute_metrics": dev_metrics_of(data.problem_type, data.questions),
             "loss": self.task.loss,
             "loss_options": self.task.loss_options(),
             "token_dropout": self.task.token_dropout,
@@ -98,7 +99,8 @@ class ClassifierRun(Run):
 
     def _report(self, trained: Any, trainer: Any) -> None:
         run = self._finished(trainer, config=self._config, truncation=self._truncation)
-        finish_texts(trained, tokenizer=trainer.processing_class, folder=self.args.output_dir, run=run)
+        options = {"tokenizer": trainer.processing_class, "folder": self.args.output_dir, "run": run}
+        finish_texts(trained, **options, make=QuestionReport if self.datasets.questions else TextReport)
 
     def _build(self) -> Any:
         data = self.datasets
@@ -108,6 +110,7 @@ class ClassifierRun(Run):
             task="pooled_classifier",
             labels=data.labels.names,
             problem_type=data.problem_type,
+            questions=[*data.questions] or None,
             hub=self.task.hub,
             **data.labels.described(),
             **self.model_args.load_options(),

@@ -16,6 +16,8 @@ from qwen_task_heads.hubcode.encoding_task_heads import encode, encode_texts, pa
 from qwen_task_heads.hubcode.errors_task_heads import TaskHeadError
 from qwen_task_heads.hubcode.handler import SURROGATE, EndpointHandler, RequestError
 from qwen_task_heads.hubcode.long_rows_task_heads import aggregate, pieces_of
+from qwen_task_heads.hubcode.pooling_task_heads import option_scores
+from qwen_task_heads.hubcode.questions_task_heads import options_of, slices_of
 from qwen_task_heads.serving.request_limits import RequestLimits
 
 Rows = list[list[int]]
@@ -34,6 +36,7 @@ class _Handler(EndpointHandler):
         self.takes_pairs = self.needs_pairs or not template
         self._encode, self._encode_texts, self._pad_rows = encode, encode_texts, pad_rows
         self._strip_title = strip_title
+        self._slices_of, self._options_of, self._option_scores = slices_of, options_of, option_scores
 
 
 class Responder:

@@ -119,6 +119,17 @@ def model_router(responder: Responder) -> APIRouter:
 
         return router
 
+    if HAS_DECISIONS:
+
+        @router.post("/v1/systemone")
+        async def systemone(body: DecisionBody) -> dict[str, Any]:
+            answers, tokens = await responder.decide({"state": body.state, "questions": body.questions})
+            usage = {"input_tokens": tokens, "output_tokens": 0}
+            return {"model": responder.name, "answers": answers, "usage": usage}
+
+    if responder.config.questions:  # it has no label of a text
+        return router
+
     @router.post("/classify")
     async def classify(body: ClassifyBody) -> dict[str, Any]:
         answers, tokens = await responder.answer(_classify_request(body, responder.config))
@@ -130,14 +141,6 @@ def model_router(responder: Responder) -> APIRouter:
             "data": [_class(index, answer, responder.config) for index, answer in enumerate(answers)],
             "usage": _usage(tokens),
         }
-
-    if HAS_DECISIONS:
-
-        @router.post("/v1/systemone")
-        async def systemone(body: DecisionBody) -> dict[str, Any]:
-            answers, tokens = await responder.decide({"state": body.state, "questions": body.questions})
-            usage = {"input_tokens": tokens, "output_tokens": 0}
-            return {"model": responder.name, "answers": answers, "usage": usage}
 
     return router
 

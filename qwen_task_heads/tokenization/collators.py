@@ -30,6 +30,7 @@ from qwen_task_heads.hubcode.encoding_task_heads import (
     template_of,
 )
 from qwen_task_heads.hubcode.errors_task_heads import TaskHeadError
+from qwen_task_heads.hubcode.questions_task_heads import QUESTIONS, UNANSWERED
 from qwen_task_heads.sources.keys import repeated
 from qwen_task_heads.tokenization.equal_rows import (
     check_equal,
@@ -203,7 +204,8 @@ def text_dataset(
 
     Returns:
         `(dataset, report)`: n rows, in their order, with `input_ids`, `row` (0 to n-1) and `labels`: an id
-        (single-label, ordinal), L zeros and ones (multi-label) or L scores (regression). `weight` is present
+        (single-label, ordinal), L zeros and ones (multi-label), L scores (regression) or L probabilities, -1
+        without an answer (questions). `weight` is present
         unless all are 1, and `soft` (L probabilities) if any row has them; hard labels are then 0 and 1. With
         `truncation: windows` rows are not cut, because the model makes the windows.
 
@@ -284,6 +286,10 @@ def _label(target: Any, *, problem_type: str, num_labels: int) -> Any:
         if type(target) is not int or not 0 <= target < num_labels:
             raise ValueError(f"the id of a label, 0 to {num_labels - 1}")
         return target
+    if problem_type == QUESTIONS:
+        if type(target) is not tuple or len(target) != num_labels or not all(map(_is_answer, target)):
+            raise ValueError(f"{num_labels} probabilities as a tuple, -1 without an answer")
+        return [float(share) for share in target]
     if problem_type == "multi_label_classification":
         if type(target) is not tuple or not set(target) <= set(range(num_labels)):
             raise ValueError(f"ids of labels, 0 to {num_labels - 1}, as a tuple")
@@ -291,6 +297,10 @@ def _label(target: Any, *, problem_type: str, num_labels: int) -> Any:
     if type(target) is not tuple or len(target) != num_labels or not all(map(math.isfinite, target)):
         raise ValueError(f"finite scores as a tuple of {num_labels}")
     return [float(score) for score in target]
+
+
+def _is_answer(share: Any) -> bool:
+    return share == UNANSWERED or 0 <= share <= 1
 
 
 def _multi_hot(ids: Sequence[int], num_labels: int) -> list[float]:

@@ -43,10 +43,12 @@ KINDS = {  # types of its values
     "truncation": (str,),
     "base": (dict, type(None)),
     "length_normalized": (bool,),
+    "with_end": (bool, type(None)),
     "dtype": (str, type(None)),
 }
 # Defaults for keys that files of older versions lack.
-DEFAULTS: dict[str, Any] = {"base": None, "length_normalized": False, "dtype": None}
+# Of files that were written before these keys; the end was scored for all labels then.
+DEFAULTS: dict[str, Any] = {"base": None, "length_normalized": False, "dtype": None, "with_end": True}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -127,6 +129,7 @@ class AnswerPrompts:
         *,
         base: dict[str, Any] | None = None,
         length_normalized: bool = False,
+        with_end: bool | None = None,
         dtype: str | None = None,
     ) -> None:
         """Write `label_prompt.json` with the labels, the instruction and the limits, for `load`.
@@ -134,7 +137,8 @@ class AnswerPrompts:
         Args:
             folder: of the model.
             base: of an adapter, the base model of its training (`generators.Base`).
-            length_normalized: setting in the evaluation of the model, which is restored on loading.
+            length_normalized, with_end: settings in the evaluation of the model, which are restored on
+                loading; `with_end` None for the default of `LabelScorer`.
             dtype: of the weights in the evaluation, such as `float32`; None if it is not known.
         """
         content = {
@@ -144,6 +148,7 @@ class AnswerPrompts:
             "truncation": self.truncation,
             "base": base,
             "length_normalized": length_normalized,
+            "with_end": with_end,
             "dtype": dtype,
         }
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -38,7 +38,8 @@ def read_datasets_for(source: str, saved: Mapping[str, Any], **options: Any) -> 
 
     Args:
         source: as of `read_text_sets`.
-        saved: `models.saved_task` of the model: its `labels` and `problem_type`; {} for a plain backbone.
+        saved: `models.saved_task` of the model: its `labels` or `questions`, and `problem_type`; {} for a
+            plain backbone.
         **options: as of `read_text_sets`.
 
     Returns:
@@ -61,8 +62,8 @@ def read_datasets_for(source: str, saved: Mapping[str, Any], **options: Any) -> 
         ...     read_datasets_for(str(path), saved).labels.names
         ('red', 'blue', 'azure', 'grey')
     """
-    if not saved:
-        return read_text_sets(source, **options)
+    if not saved or "questions" in saved:  # a head of several questions takes no others
+        return read_text_sets(source, **{**saved, **options})
     own, given = saved["labels"], {**saved, **options}
     stated = options.get("labels")
     if stated is None and (label_file := find_label_file(locate_dataset(source, "texts"))):

@@ -23,9 +23,10 @@ from transformers import Trainer, set_seed
 from qwen_task_heads.adapters import with_adapter
 from qwen_task_heads.backbones import EMBEDDED
 from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.hubcode.questions_task_heads import sizes_of
 from qwen_task_heads.losses.class_balance import count_labels
 from qwen_task_heads.losses.registry import TextLoss, resolve_text_loss
-from qwen_task_heads.metrics.classification import dev_metrics
+from qwen_task_heads.metrics.questions import dev_metrics_of
 from qwen_task_heads.pretrained import EMBEDDED_FOLDER
 from qwen_task_heads.tokenization.collators import TextCollator
 from qwen_task_heads.training.backbone_defaults import rates_for
@@ -100,7 +101,8 @@ class ClassifierTrainer(HubSaving, ExactUpdates, Trainer):
                 kwargs.get(name), name=name, config=config, tokenizer=kwargs["processing_class"]
             )
             self.sources[split] = self.sources[split] or row_sources
-        kwargs.setdefault("compute_metrics", dev_metrics(self.problem_type))
+        questions = config.__dict__.get("questions") or ()
+        kwargs.setdefault("compute_metrics", dev_metrics_of(self.problem_type, questions))
         datasets = {"train": kwargs.get("train_dataset"), "eval": kwargs.get("eval_dataset")}
         counts = self._count_labels(datasets, num_labels=config.num_labels)
         options = dict(loss_options or {})
@@ -114,6 +116,7 @@ class ClassifierTrainer(HubSaving, ExactUpdates, Trainer):
             class_counts=counts if class_counts is None else class_counts,
             rows=None if counts is None else len(datasets["train"]),  # type: ignore[arg-type]
             labels=[config.id2label[index] for index in range(config.num_labels)],
+            sizes=sizes_of(questions),
         )
         for name, table in _tables(datasets):
             self.loss.check_soft(table, name=name)

@@ -12,7 +12,7 @@ from typing import Any
 from transformers.utils import logging
 
 from qwen_task_heads.data.examples import GroupExample, PairExample, TextExample
-from qwen_task_heads.data.label_schemes import derive_scheme
+from qwen_task_heads.data.label_schemes import Scheme, derive_scheme
 from qwen_task_heads.data.pair_readers import pairs_of_rows
 from qwen_task_heads.data.preferences import groups_to_pairs
 from qwen_task_heads.data.sequences import Table, sources_of
@@ -138,15 +138,19 @@ def _text_rows(rows: Any, name: str, config: Any) -> Sequence[TextExample]:
     raw = texts_of_rows(rows, name=name, problem_type=problem_type)
     if raw.file_problems:
         raise TaskHeadsError(raw.file_problems)
-    scheme = derive_scheme(
-        raw.stated,
-        problem_type=problem_type,
-        source=name,
-        count=len(raw),
-        given=LabelMap.of_config(config),
-        given_by="the model",
-        class_names=raw.class_names,
-    )
+    labels = LabelMap.of_config(config)
+    if config.questions:
+        scheme = Scheme(problem_type, labels, "the model", questions=tuple(config.questions))
+    else:
+        scheme = derive_scheme(
+            raw.stated,
+            problem_type=problem_type,
+            source=name,
+            count=len(raw),
+            given=labels,
+            given_by="the model",
+            class_names=raw.class_names,
+        )
     examples, report = resolve_all(raw, scheme, place=name)
     if report.refusals:
         raise TaskHeadsError(report.refusals)

@@ -7,7 +7,7 @@ all other differences.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from qwen_task_heads.errors import Problem, shorten
+from qwen_task_heads.hubcode.questions_task_heads import slices_of
 from qwen_task_heads.verification.fingerprint import canonical, tensor_facts
 
 NAMED = 3  # tensors listed in one message
@@ -249,15 +250,32 @@ def _stored_dtypes(path: Path) -> dict[str, str]:
         return {}
 
 
-def equal_share(found: Any, wanted: Any, *, problem_type: str | None) -> float:
+def equal_share(
+    found: Any,
+    wanted: Any,
+    *,
+    problem_type: str | None,
+    questions: Sequence[Mapping[str, Any]] | None = None,
+) -> float:
     """Return the share of equal predictions: the best label, each label's decision, or the order of scores.
+
+    For a model with several questions, it is the share of equal answers.
 
     Example:
         >>> from qwen_task_heads.verification.differences import equal_share
         >>> equal_share([[0.1], [0.3]], [[0.2], [0.1]], problem_type="regression")
         0.0
+        >>> asked = [{"name": "refund", "type": "noul"}, {"name": "spam", "type": "noul"}]
+        >>> equal_share([[2.0, -1.0]], [[1.0, 3.0]], problem_type="questions", questions=asked)
+        0.5
     """
     ours, theirs = np.asarray(wanted, dtype=np.float64), np.asarray(found, dtype=np.float64)
+    if questions:
+        equal = [
+            (own > 0) == (their > 0) if own.shape[1] == 1 else own.argmax(1) == their.argmax(1)
+            for own, their in ((ours[:, part], theirs[:, part]) for part in slices_of(questions).values())
+        ]
+        return float(np.mean([np.ravel(one) for one in equal]))
     if problem_type == "multi_label_classification":
         return float(((ours > 0) == (theirs > 0)).mean())
     if ours.shape[1] > 1:

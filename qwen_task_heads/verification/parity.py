@@ -320,7 +320,8 @@ def _rows(reference: Reference, report: dict[str, Any], kind: str) -> list[Row]:
             relative = max(relative, QUANTIZED)
     by = "onnxruntime" if kind in GRAPHS else f"{report.get('class')}, without the package"
     by += f", in {narrow}: not enough memory for fp32" if narrow else ""
-    problem_type, rows = reference.report["facts"].get("problem_type"), []
+    facts, rows = reference.report["facts"], []
+    known = {"problem_type": facts.get("problem_type"), "questions": facts.get("questions")}
     for entry in report["logits"]:
         ours, theirs = wanted[entry["padding"], entry["batch"]], entry["logits"]
         scale = largest(ours)
@@ -332,7 +333,7 @@ def _rows(reference: Reference, report: dict[str, Any], kind: str) -> list[Row]:
             batch=entry["batch"],
             difference=float(np.abs(np.subtract(ours, theirs)).max()) if same else float("inf"),
             bound=None if relative is None else relative * scale,
-            agreement=equal_share(theirs, ours, problem_type=problem_type) if same else 0.0,
+            agreement=equal_share(theirs, ours, **known) if same else 0.0,
         )
         difference = row.difference if np.isfinite(row.difference) else float("inf")
         rows.append(replace(row, difference=difference))

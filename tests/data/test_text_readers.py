@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from records import ASKED
 
 from qwen_task_heads.data.raw_texts import RawText, RawTexts
 from qwen_task_heads.data.schema import CONVERSATIONS, PROBLEM_TYPES, TARGETS, TEXTS, TextColumns
@@ -45,7 +46,8 @@ def test_the_problem_types_are_those_of_the_models() -> None:
 @pytest.mark.parametrize("layout", TEXTS, ids=lambda layout: "+".join(layout.columns))
 def test_every_column_layout_of_texts(tmp_path: Path, layout: TextColumns) -> None:
     columns = layout.columns
-    row: dict[str, Any] = {name: f" {name} \n" for name in columns} | {"label": 0, "id": 7}
+    target = {"questions": ASKED, "answers": {"refund": True}} if layout.needs else {"label": 0}
+    row: dict[str, Any] = {name: f" {name} \n" for name in columns} | target | {"id": 7}
     if columns[0] in CONVERSATIONS:
         row[columns[0]] = [said(columns[0])]
     raw = only(read_rows(tmp_path, row))

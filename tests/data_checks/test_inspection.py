@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from records import record
 
 from qwen_task_heads import cli
 from qwen_task_heads.data_checks.arguments import DataCheckArguments
@@ -68,6 +69,12 @@ def test_columns_of_neither_task_and_a_missing_file(tmp_path: Path) -> None:
         assert {one.where for one in found.problems} == {f"{source}:1"}
     [problem] = inspect_data(str(tmp_path / "none.jsonl")).problems
     assert problem.code == "path-not-found"
+
+
+def test_outputs_of_several_questions_are_no_labels_of_rows(tmp_path: Path) -> None:
+    found = inspect_data(write(tmp_path / "desk.jsonl", [record(number) for number in range(40)]))
+    assert found.problem_type == "questions"
+    assert "rare-labels" not in {finding.code for finding in found.findings}
 
 
 def test_options_reach_the_reader_and_the_command(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ PROJECT = (REPO / "pyproject.toml").read_text(encoding="utf-8")
 LAUNCHERS = {path.stem for path in (REPO / "recipes" / "accelerate").glob("*.yaml")}
 MAKEFILE = (REPO / "Makefile").read_text(encoding="utf-8")
 # Commands of other programs, whose options are not checked.
-OTHER_PROGRAMS = ("hf", "vllm", "llama-server", "export", ".venv/bin/pre-commit")
+OTHER_PROGRAMS = ("hf", "vllm", "llama-server", "transformers", "curl", "export", ".venv/bin/pre-commit")
 # Options of `accelerate launch` and of servers that the text of a page names.
 OTHER_OPTIONS = {
     "config_file", "num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port",

@@ -50,6 +50,7 @@ def test_the_copied_code_is_all_of_hubcode() -> None:
         "pooling_task_heads.py",
         "probe_task_heads.py",
         "pushing_task_heads.py",
+        "questions_task_heads.py",
         "saving_task_heads.py",
     }
 

@@ -324,7 +324,7 @@ def test_the_decision_pipeline_of_transformers_gives_the_same_probabilities(
         if len(tokenizer(word)["input_ids"]) == 1
     ]
     labels = LabelMap(tuple(words))
-    ours = scorer(model, labels, with_end=False, instruction='One "of" {labels}:\n')
+    ours = scorer(model, labels, instruction='One "of" {labels}:\n')
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     write_decision(tmp_path, prompts=ours.prompts)
@@ -337,6 +337,36 @@ def test_the_decision_pipeline_of_transformers_gives_the_same_probabilities(
     with pytest.raises(TaskHeadsError, match="2 tokens") as caught:
         write_decision(tmp_path, prompts=scorer(model, LabelMap(("a", "a b"))).prompts)
     assert [(one.code, one.where) for one in caught.value.problems] == [("label-invalid", "label 'a b'")]
+
+
+def test_the_end_is_scored_after_labels_of_several_tokens_only(model: Any, tmp_path: Path) -> None:
+    """A label of several tokens may be the beginning of another one."""
+    one, several = LabelMap(("the", "a")), LabelMap(("the", "the a"))
+    assert [scorer(model, labels).with_end for labels in (one, several)] == [False, True]
+    end = scorer(model, one).prompts.end
+    assert {len(ids) for ids in scorer(model, one).answers} == {1}
+    assert {ids[-1] for ids in scorer(model, one, with_end=True).answers} == {end}
+    texts = titles()[:3]
+    wanted = scorer(model, several, with_end=True).log_scores(texts)
+    torch.testing.assert_close(scorer(model, several).log_scores(texts), wanted)
+    assert not torch.allclose(scorer(model, several, with_end=False).log_scores(texts), wanted)
+
+
+def test_a_saved_model_keeps_how_it_was_measured(model: Any, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    load_tokenizer("embedded").save_pretrained(tmp_path)
+    prompts = scorer(model, LabelMap(("the", "a"))).prompts
+    for value, wanted in ((True, True), (False, False), (None, False)):
+        prompts.save(tmp_path, with_end=value)
+        assert LabelScorer.from_pretrained(str(tmp_path)).with_end is wanted
+        assert LabelScorer.from_pretrained(str(tmp_path), with_end=True).with_end is True
+    prompts.save(tmp_path, with_end=False)
+    assert LabelScorer.from_pretrained(str(tmp_path), labels=LabelMap(("the", "the a"))).with_end is True
+    path = tmp_path / "label_prompt.json"
+    content = json.loads(path.read_text())
+    del content["with_end"]  # as older versions wrote it, which scored the end of all labels
+    path.write_text(json.dumps(content))
+    assert LabelScorer.from_pretrained(str(tmp_path)).with_end is True
 
 
 def test_labels_that_the_decision_pipeline_would_encode_as_other_tokens_are_refused(tmp_path: Path) -> None:

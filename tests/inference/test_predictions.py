@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from problem_assertions import raises_problem
+from records import QUESTIONS
 from transformers import PreTrainedConfig, set_seed
 
 from qwen_task_heads import PooledClassifierConfig, Scorer, build, save
@@ -28,6 +30,26 @@ def config(kind: str, labels: dict[int, str] = LABELS) -> PooledClassifierConfig
 
 def answers(kind: str, logits: torch.Tensor = LOGITS, **options: Any) -> list[Any]:
     return to_predictions(logits, config(kind), texts=TEXTS, **options)
+
+
+def test_answers_to_several_questions() -> None:
+    """Each question has its own softmax; a noul has the options false and true."""
+    config = PooledClassifierConfig(questions=QUESTIONS)
+    logits = torch.tensor([[2.0, 0.0, 0.0, 0.0, 1.0, -3.0]])
+    [found] = to_predictions(logits, config, texts=["a"], top_k=1)
+    labels = {name: answer.label for name, answer in found.answers.items()}
+    assert labels == {"intent": "card", "urgency": "today", "refund": "false"}
+    shares = logits[0, 2:5].double().softmax(0)
+    assert [*found.answers["urgency"].probabilities.values()] == pytest.approx(shares.tolist())
+    assert found.answers["urgency"].expected_rank == pytest.approx(float(shares @ torch.arange(3.0).double()))
+    assert found.answers["refund"].probabilities["true"] == pytest.approx(torch.tensor(-3.0).sigmoid().item())
+    row = found.as_dict()["answers"]["urgency"]
+    assert (row["label"], [*row["probabilities"]]) == ("today", ["today"])
+    [unsure] = to_predictions(logits, config, texts=["a"], abstain=0.7)
+    assert [answer.label for answer in unsure.answers.values()] == ["card", None, "false"]
+    for option in ("threshold", "max_error"):
+        with raises_problem("option-unsupported", option):
+            to_predictions(logits, config, texts=["a"], **{option: 0.5})
 
 
 def test_single_label_predicts_the_best_label_or_abstains() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from problem_assertions import raises_problem
+from records import record, write_records
 
 from qwen_task_heads import AuditArguments, TaskHeadsError, audit_dataset, read_text_sets, read_title_sets
 
@@ -152,6 +153,9 @@ def test_data_that_cannot_be_audited_are_refused(tmp_path: Path) -> None:
     scores = write(tmp_path / "scores.jsonl", [{"text": f"text {n}", "score": n / 7} for n in range(60)])
     with raises_problem("option-unsupported", scores):
         audit_dataset(arguments(scores, scores, tmp_path))
+    asked = write_records(tmp_path / "asked.jsonl", [record(number) for number in range(60)])
+    with raises_problem("option-unsupported", asked, match="questions"):
+        audit_dataset(arguments(asked, asked, tmp_path))
     counts = {"clicks": 5, "impressions": 100}
     arms = [
         {"headline": f"title {n} {k}", "test_id": n, **counts, "clicks": 5 + k}

@@ -11,8 +11,10 @@ from http.client import HTTPConnection
 import pytest
 import torch
 import uvicorn
+from records import QUESTIONS
 
 from qwen_task_heads import Scorer, build, load_tokenizer
+from qwen_task_heads.export.servers import Served
 from qwen_task_heads.inference.identity import identity_of
 from qwen_task_heads.serving.app import create_app
 from qwen_task_heads.serving.limits import HeaderTimeoutProtocol
@@ -444,6 +446,26 @@ def test_questions_are_answered_as_by_transformers_serve(client, classifier):
     assert status == 200
     assert answer["answers"]["intent"]["probabilities"] == pytest.approx(known, abs=1e-6)
     assert answer["answers"]["card"]["noul"] == pytest.approx(known["card"], abs=1e-6)
+
+
+def test_several_questions_are_answered_by_their_names():
+    scorer = scorer_of(task="pooled_classifier", questions=QUESTIONS)
+    with running(scorer) as client:
+        served = Served(architecture="PooledClassifier", questions=QUESTIONS)
+        path, body, _ = served.request("model")  # as a card states it
+        status, answer = client.send(path, {**body, "state": TEXTS[0]})
+        assert status == 200
+        [row] = client.send("/predict", {"inputs": TEXTS[:1]})[1]
+        assert client.send("/classify", {"input": TEXTS[:1]})[0] == 404  # a text has no label
+        other = client.send("/v1/systemone", {"state": "x", "questions": {"spam": {"type": "noul"}}})
+        assert (other[0], other[1]["error"]["code"]) == (400, "request-invalid")
+    for name, known in scorer.predict(TEXTS[:1])[0].answers.items():
+        found = {one["label"]: one["score"] for one in row[name]}
+        assert found == pytest.approx(known.probabilities, abs=1e-6)
+        if name != "refund":
+            shares = [*answer["answers"][name]["probabilities"].values()]
+            assert shares == pytest.approx([*known.probabilities.values()], abs=1e-6)
+    assert answer["answers"]["refund"]["noul"] == pytest.approx(found["true"], abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from qwen_task_heads.errors import Problem, TaskHeadsError
-from qwen_task_heads.metrics.classification import BEST_METRIC, DEV_METRICS, dev_metrics
+from qwen_task_heads.metrics.classification import BEST_METRIC, DEV_METRICS
+from qwen_task_heads.metrics.questions import dev_metrics_of
 from qwen_task_heads.training.classifier_arguments import ClassifierConfig, parse_classifier_arguments
 from qwen_task_heads.training.grpo_arguments import parse_title_generator_arguments
 from qwen_task_heads.training.option_checks import (
@@ -99,10 +100,12 @@ def test_a_given_problem_type_determines_the_metrics_before_the_data() -> None:
 
 def test_the_metrics_of_a_classifier_are_those_it_computes() -> None:
     for problem_type, names in DEV_METRICS.items():
-        width = 1 if problem_type == "regression" else 2
+        width = 1 if problem_type in ("regression", "questions") else 2
         truth = {"multi_label_classification": np.eye(2), "regression": np.arange(2.0)}
         labels = truth.get(problem_type, np.arange(2))
-        found = dev_metrics(problem_type)(EvalPrediction(np.random.rand(2, width), labels))
+        questions = [{"name": "refund", "type": "noul"}]
+        compute = dev_metrics_of(problem_type, questions if problem_type == "questions" else ())
+        found = compute(EvalPrediction(np.random.rand(2, width), labels))
         assert tuple(found) == names
 
 
