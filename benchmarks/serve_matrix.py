@@ -137,7 +137,7 @@ def offline(folder: Path, texts: list[str]) -> list[list[float]]:
 
 @cache
 def rounding(folder: Path, texts: tuple[str, ...]) -> float:
-    """Return the largest difference of `Scorer` in fp32 to the same model in fp64, relative like a verdict."""
+    """Return the largest difference of `Scorer` in fp32 to the same model in fp64."""
     from qwen_task_heads import Scorer, load, load_tokenizer
 
     scorers = [
