@@ -18,6 +18,7 @@ import pytest
 from sources import MODULES, RECIPES, name_of, tree_of
 
 import qwen_task_heads
+from qwen_task_heads.data_checks import findings
 from qwen_task_heads.errors import CODES, Problem, TaskHeadsError
 from qwen_task_heads.hubcode.errors_task_heads import TaskHeadError
 
@@ -178,7 +179,8 @@ def test_codes_are_kebab_case() -> None:
 
 def test_every_code_in_the_source_is_in_the_table() -> None:
     found = [(name_of(path), *literal) for path in SOURCE for literal in code_literals(tree_of(path))]
-    assert [(name, line, code) for name, line, code in found if code not in CODES] == []
+    known = {*CODES, *findings.CODES}  # data checks have findings with codes of their own
+    assert [(name, line, code) for name, line, code in found if code not in known] == []
     assert len(found) > 100
 
 

@@ -12,13 +12,45 @@ EXIT_CODES = {NOTE: 0, WARNING: 3, ERROR: 1}  # 2 is the code of a wrong command
 SHOWN = 3  # places named in a line
 KEPT = 200  # places kept for JSON and HTML
 
+# Code of a finding -> what it says. The codes are stable.
+CODES = {
+    "duplicate": "rows that repeat an earlier one",
+    "contradiction": "equal texts with other labels, or reversed pairs",
+    "equal-titles": "titles of a pair that differ only in case, width or spacing",
+    "swapped-rows": "pairs whose votes or clicks prefer the rejected title",
+    "frequent-text": "a text that several rows have",
+    "preference-cycle": "preferences that go in a circle",
+    "damaged-text": "text that was decoded with the wrong encoding",
+    "overlap-exact": "rows of dev or test that are in train",
+    "overlap-normalised": "the same up to case, width and spacing",
+    "overlap-swapped": "the same in the other order",
+    "overlap-near": "rows of dev or test that are nearly equal to a training row",
+    "near-contradiction": "nearly equal training texts with other labels",
+    "leak": "a lookup of train, which reads no words, is right on dev or test",
+    "shared-groups": "groups with rows in train and in another split",
+    "swapped-columns": "a split whose two titles are exchanged",
+    "length-shortcut": "an answer that follows from the length",
+    "position-shortcut": "an answer that follows from the position",
+    "unread-columns": "columns that are not read",
+    "column-shortcut": "an answer that follows from a column that is not read",
+    "ordered-rows": "rows that are ordered by their label",
+    "label-without-rows": "labels of dev or test without a training row",
+    "rare-labels": "labels with few training rows",
+    "dominant-label": "a label that most training rows have",
+    "label-noise": "an estimate of wrong labels",
+    "click-noise": "winners by chance, and the accuracy of a perfect model",
+    "lengths": "lengths in characters",
+    "tokens": "lengths in tokens, and what a limit cuts",
+    "cost": "estimated time and memory",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckFinding:
     """What a data check found.
 
     Args:
-        code: stable name of the kind, such as `duplicate` or `length-shortcut`.
+        code: one of `CODES`.
         severity: `error` if metrics or training would be invalid, `warning` if they probably suffer, `note`
             for facts about the data.
         message: one sentence with its numbers.

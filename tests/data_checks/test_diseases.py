@@ -12,6 +12,7 @@ import pytest
 
 from qwen_task_heads.data.text_datasets import read_text_sets
 from qwen_task_heads.data_checks.arguments import DataCheckArguments
+from qwen_task_heads.data_checks.findings import CODES
 from qwen_task_heads.data_checks.inspection import DataInspection, check_sets, inspect_data, worst_line
 
 LABELS = ("sport", "money", "health")
@@ -223,6 +224,7 @@ def test_a_planted_defect_is_found(tmp_path: Path, clean: Any, plant: Any, code:
     planted = plant(rows)
     report = inspected(tmp_path, rows)
     assert report.problems == ()
+    assert {one.code for one in report.findings} <= CODES.keys()
     [found, *more] = [one for one in report.findings if one.code == code]
     assert found.severity == severity
     assert report.exit_code == {"warning": 3, "error": 1}[severity]
