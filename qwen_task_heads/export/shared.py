@@ -130,6 +130,8 @@ def make_portable(folder: Path) -> None:
     - transformers 4 reads `rope_theta` at the top of the config, and 10,000 if it is absent; transformers 5
       writes it below `rope_parameters` only.
     - transformers 4 expects a dictionary in `extra_special_tokens`; a list is `additional_special_tokens`.
+    - transformers 5 names the generic tokenizer of Llama and other families `TokenizersBackend`, which
+      transformers 4 lacks; both know `PreTrainedTokenizerFast`.
     - With a chat template vLLM answers `messages` on `/classify`, by ids that the model was not trained on;
       without one it refuses them.
 
@@ -154,6 +156,8 @@ def make_portable(folder: Path) -> None:
     stated.pop("chat_template", None)
     if isinstance(stated.get("extra_special_tokens"), list):
         stated["additional_special_tokens"] = stated.pop("extra_special_tokens")
+    if stated.get("tokenizer_class") == "TokenizersBackend":
+        stated["tokenizer_class"] = "PreTrainedTokenizerFast"
     path.write_text(json.dumps(stated, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "chat_template.jinja").unlink(missing_ok=True)
 

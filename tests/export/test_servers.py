@@ -92,6 +92,7 @@ def test_the_files_of_a_chat_model_with_a_scaled_rope(tmp_path: Path) -> None:
     rope = {"rope_theta": 1e6, "rope_type": "yarn", "factor": 4.0}
     (tmp_path / "config.json").write_text(json.dumps({"rope_parameters": rope}))
     stated = {"extra_special_tokens": ["<a>"], "chat_template": "x", "model_max_length": 9}
+    stated["tokenizer_class"] = "TokenizersBackend"  # of Llama, in transformers 5
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(stated))
     (tmp_path / "chat_template.jinja").write_text("x")
     make_portable(tmp_path)
@@ -101,6 +102,7 @@ def test_the_files_of_a_chat_model_with_a_scaled_rope(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {
         "additional_special_tokens": ["<a>"],
         "model_max_length": 9,
+        "tokenizer_class": "PreTrainedTokenizerFast",
     }
     assert not (tmp_path / "chat_template.jinja").exists()
 
