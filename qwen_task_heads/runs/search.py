@@ -4,8 +4,9 @@ Design:
 - Each trial is a process that runs the recipe with its own options and folder, so that a trial that runs out
   of memory or is killed ends alone. The first trial has the options of the command line, so that the result
   is never below it on dev.
-- The value of a trial is the best metric on dev (`--metric_for_best_model`). After each evaluation the
-  process reports its metric, and a trial below the median of the others ends (`MedianPruner`).
+- The value of a trial is the best metric on dev (`--metric_for_best_model`), negative if a smaller one is
+  better. After each evaluation the process reports its metric, and a trial below the median of the others
+  ends (`MedianPruner`).
 - Trials are kept in `OUTPUT_DIR-search/trials.log`, or in `--search_storage`, which several machines may
   share. The same command continues a search: an interrupted trial resumes from its last checkpoint.
 - The options of the best trial then train the model in `OUTPUT_DIR`, and only that run is reported on test.
@@ -36,15 +37,19 @@ OWN = ("search", "search_space", "search_storage")
 class PruningCallback(TrainerCallback):
     """Reports each evaluation of a trial, and ends the process if the trial is pruned."""
 
-    def __init__(self, metric: str) -> None:
+    def __init__(self, metric: str, *, sign: int) -> None:
         storage, study, number = os.environ[TRIAL].split("\n")
-        loaded = open_study(storage, study, maximize=True, seed=0)
-        self.metric, self.trial = metric, _trial(loaded, int(number))
+        loaded = open_study(storage, study, seed=0)
+        self.metric, self.sign, self.trial = metric, sign, _trial(loaded, int(number))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
         """Report the metric of dev."""
         if state.is_world_process_zero and self.metric in (metrics or {}):
-            self.trial.report(metrics[self.metric], step=state.global_step)
+            value = self.sign * float(metrics[self.metric])
+            best = max(value, self.trial.user_attrs.get("best", value))
+            self.trial.set_user_attr("best", best)
+            self.trial.set_user_attr("sign", self.sign)
+            self.trial.report(value, step=state.global_step)
             if self.trial.should_prune():
                 raise SystemExit(PRUNED)
 
@@ -54,7 +59,8 @@ def pruning_callbacks(args: Any) -> list[TrainerCallback]:
     if TRIAL not in os.environ:
         return []
     metric = args.metric_for_best_model
-    return [PruningCallback(metric if metric.startswith("eval_") else f"eval_{metric}")]
+    name = metric if metric.startswith("eval_") else f"eval_{metric}"
+    return [PruningCallback(name, sign=1 if args.greater_is_better else -1)]
 
 
 def _search(task: Any, args: Any, model_args: Any, words: Sequence[str]) -> list[str]:
@@ -85,9 +91,7 @@ def _search(task: Any, args: Any, model_args: Any, words: Sequence[str]) -> list
     folder.mkdir(parents=True, exist_ok=True)
     storage = task.search_storage or str(folder / LOG)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = open_study(
-        storage, Path(args.output_dir).name, maximize=bool(args.greater_is_better), seed=args.seed
-    )
+    study = open_study(storage, Path(args.output_dir).name, seed=args.seed)
     plain = without(words, [*OWN, "output_dir", "resume_from_checkpoint"])
     given = {name: value for group in (task, args, model_args) for name, value in vars(group).items()}
     if not study.trials:
@@ -99,7 +103,7 @@ def _search(task: Any, args: Any, model_args: Any, words: Sequence[str]) -> list
         options = {name: suggest(trial, name, one) for name, one in space.items()}
         code = _run(trial.number, options, plain, folder, storage=storage, study=study.study_name)
         own = folder / f"trial-{trial.number}"
-        value = _value(own, args) if code == 0 else None
+        value = study.get_trials()[trial.number].user_attrs.get("best") if code == 0 else None
         state = optuna.trial.TrialState
         if code == PRUNED:
             study.tell(trial, state=state.PRUNED)
@@ -108,7 +112,7 @@ def _search(task: Any, args: Any, model_args: Any, words: Sequence[str]) -> list
         else:
             study.tell(trial, value)
         shutil.rmtree(own, ignore_errors=True)  # its log stays
-        print(_line(trial.number, task.search, options, value, code), flush=True)
+        print(_line(study.get_trials()[trial.number], task.search), flush=True)
         _report(study, folder)
     finished = [one for one in study.trials if one.state == optuna.trial.TrialState.COMPLETE]
     if not finished:
@@ -116,7 +120,7 @@ def _search(task: Any, args: Any, model_args: Any, words: Sequence[str]) -> list
         raise TaskHeadsError(Problem("--search", problem, "a finished trial", fix, code="option-value"))
     best = study.best_trial
     shown = ", ".join(f"{name} {_text(value)}" for name, value in best.params.items())
-    print(f"search: best of {len(study.trials)} trials on dev: {best.value:.4f} with {shown}", flush=True)
+    print(f"search: best of {len(study.trials)} trials on dev: {_metric(best):.4f} with {shown}", flush=True)
     kept = without(words, [*OWN, *best.params])
     return [*kept, *(word for name, value in best.params.items() for word in (f"--{name}", _text(value)))]
 
@@ -135,7 +139,7 @@ def searched(parse: Callable[..., Any], argv: Sequence[str] | None) -> Any:
     return parse(_search(task, args, model_args, words))
 
 
-def open_study(storage: str, name: str, *, maximize: bool, seed: int) -> Any:
+def open_study(storage: str, name: str, *, seed: int) -> Any:
     """Open a study; the file of a journal, or an address of optuna (`sqlite:///...`)."""
     import optuna
     from optuna.storages import JournalStorage
@@ -146,7 +150,7 @@ def open_study(storage: str, name: str, *, maximize: bool, seed: int) -> Any:
         storage=place,
         study_name=name,
         load_if_exists=True,
-        direction="maximize" if maximize else "minimize",
+        direction="maximize",
         sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP),
     )
@@ -195,15 +199,6 @@ def _run(
         return subprocess.run(command, env=environment, stdout=stream, stderr=stream, check=False).returncode
 
 
-def _value(folder: Path, args: Any) -> float | None:
-    """Return the best metric on dev that the trainer saw."""
-    states = [json.loads(path.read_text("utf-8")) for path in folder.glob("checkpoint-*/trainer_state.json")]
-    values = [state["best_metric"] for state in states if state.get("best_metric") is not None]
-    if not values:
-        return None
-    return float(max(values) if args.greater_is_better else min(values))
-
-
 def _ended(study: Any) -> list[Any]:
     return [trial for trial in study.trials if trial.state.is_finished()]
 
@@ -236,33 +231,45 @@ def _text(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _line(number: int, count: int, options: Mapping[str, Any], value: float | None, code: int) -> str:
-    shown = ", ".join(f"{name} {_text(one)}" for name, one in options.items())
-    result = "pruned" if code == PRUNED else "failed" if value is None else f"{value:.4f} on dev"
-    return f"trial {number + 1} of {count}: {result} with {shown}"
+def _metric(trial: Any) -> float | None:
+    """Return the metric of a finished trial, None for a pruned or failed one."""
+    finished = trial.state.name == "COMPLETE"
+    return trial.user_attrs["sign"] * trial.value if finished else None
+
+
+def _line(trial: Any, count: int) -> str:
+    shown = ", ".join(f"{name} {_text(one)}" for name, one in trial.params.items())
+    value, state = _metric(trial), trial.state.name.lower()
+    result = f"{value:.4f} on dev" if value is not None else "failed" if state == "fail" else state
+    return f"trial {trial.number + 1} of {count}: {result} with {shown}"
 
 
 def _report(study: Any, folder: Path) -> None:
     """Write the trials as JSON and as a plot of values by trial and by option."""
     trials = _ended(study)
+    done = [one for one in trials if one.state.name == "COMPLETE"]  # a pruned trial has an unfinished value
     rows = [
-        {"trial": one.number, "state": one.state.name.lower(), "value": one.value, "options": one.params}
+        {
+            "trial": one.number,
+            "state": one.state.name.lower(),
+            "value": _metric(one),
+            "options": one.params,
+        }
         for one in trials
     ]
     (folder / TABLE).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    done = [one for one in trials if one.value is not None]
     if not done:
         return
     names = sorted({name for one in done for name in one.params})
     figure = new_figure(3.2 * (1 + len(names)), 3)
     axes = list(figure.subplots(1, 1 + len(names), sharey=True, squeeze=False)[0])
-    best = max(done, key=lambda one: one.value if study.direction.name == "MAXIMIZE" else -one.value)
+    best = study.best_trial
     for place, (name, axis) in enumerate(zip(["trial", *names], axes, strict=True)):
         values = [one.number + 1 if not place else one.params.get(name) for one in done]
         shown = values if all(isinstance(one, int | float) for one in values) else list(map(str, values))
-        axis.scatter(shown, [one.value for one in done], color=BLUE, s=18)
-        mark = shown[done.index(best)]
-        axis.scatter([mark], [best.value], color=ORANGE, marker="*", s=90)
+        axis.scatter(shown, [_metric(one) for one in done], color=BLUE, s=18)
+        mark = shown[[one.number for one in done].index(best.number)]
+        axis.scatter([mark], [_metric(best)], color=ORANGE, marker="*", s=90)
         axis.set_xlabel(name, color=GREY if place else "black")
         if name == "learning_rate":
             axis.set_xscale("log")

@@ -41,11 +41,11 @@ def test_options_are_left_out_with_their_values() -> None:
 
 def test_a_study_is_opened_again_with_its_trials(tmp_path: Path) -> None:
     place = str(tmp_path / "trials.log")
-    study = open_study(place, "run", maximize=True, seed=0)
+    study = open_study(place, "run", seed=0)
     trial = study.ask()
     value = suggest(trial, "learning_rate", Range(low=1e-5, high=1e-3, log=True))
     assert 1e-5 <= value <= 1e-3
-    again = open_study(place, "run", maximize=True, seed=0)
+    again = open_study(place, "run", seed=0)
     assert [one.number for one in again.trials] == [0]
     assert again.trials[0].params == {"learning_rate": value}
     study.tell(trial, 0.5)
