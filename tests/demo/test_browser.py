@@ -60,7 +60,8 @@ def demo_of(*words: object, log: Path) -> Iterator[str]:
             code = process.wait(60)
     assert asked == []
     assert "Traceback" not in log.read_text()
-    assert code in (130, -signal.SIGINT), log.read_text()
+    # 0 if this process ignores SIGINT, as a background job does, and the server handles it alone
+    assert code in (0, 130, -signal.SIGINT), log.read_text()
 
 
 def saved(kind: str, folder: Path, *, seed: int = 0) -> Path:
