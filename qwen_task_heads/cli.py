@@ -24,6 +24,7 @@ from qwen_task_heads.commands import COMMANDS, recipes
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
 
 WIDTH = 100
+PIPE_CLOSED = 141  # what shells report for SIGPIPE
 
 
 PACKAGES = (
@@ -69,10 +70,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(version("qwen-task-heads"))
         return 0
     try:
-        return run(words[0], words[1:])
+        code = run(words[0], words[1:])
+        sys.stdout.flush()
+        return code
     except TaskHeadsError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    except BrokenPipeError:  # the reader of the pipe has ended, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
 
 
 def run(name: str, words: list[str]) -> int:

@@ -118,3 +118,15 @@ def test_a_command_trains_and_predicts_outside_the_clone(tmp_path) -> None:
     options = ["--max_steps", "2", "--use_cpu", "true", "--output_dir", "run"]
     assert "run" in qth("classify", "--accelerate_config", "single", *options)
     assert qth("predict", "--model", "run", "Why was my transfer declined?").strip()
+
+
+def test_a_closed_pipe_ends_the_command_without_a_traceback() -> None:
+    command = [sys.executable, "-m", "qth", "titles", "--help_all"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=RECIPES.parent
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
