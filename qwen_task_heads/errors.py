@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -159,6 +159,25 @@ def reason_of(error: Exception, limit: int = 160) -> str:
 
 
 RESUME = "the same command with --resume_from_checkpoint true continues"
+
+
+def least_problems(options: object, least: Mapping[str, float]) -> list[Problem]:
+    """Return the problem of each option that is below its least value.
+
+    Args:
+        options: object with the options as attributes.
+        least: option -> its least value.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> [str(problem) for problem in least_problems(SimpleNamespace(port=-1), {"port": 0})]
+        ['--port: found -1. Expected 0 or more. Fix: raise it.']
+    """
+    return [
+        Problem(f"--{name}", f"found {value}", f"{low} or more", "raise it", code="option-range")
+        for name, low in least.items()
+        if (value := vars(options)[name]) < low
+    ]
 
 
 def run_recipe(main: Callable[[], None], *, interrupted: str = RESUME) -> int:

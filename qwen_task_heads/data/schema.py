@@ -89,13 +89,6 @@ TEXTS = (
     TextColumns((STATE,), rank=3, needs=QUESTIONS),
 )
 
-PROBLEM_TYPES = (
-    "single_label_classification",
-    "multi_label_classification",
-    "regression",
-    "ordinal",
-    QUESTIONS,
-)
 ANSWERS = ("single_label_classification", "ordinal")  # problem types of names alone, and of answers
 # Target columns, and the problem types of each; the first type is the default.
 TARGETS: dict[str, tuple[str, ...]] = {

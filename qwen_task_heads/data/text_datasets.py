@@ -38,11 +38,12 @@ from qwen_task_heads.data.lookups import LookupReport, report_texts
 from qwen_task_heads.data.mixing import check_ratio, mix_in, names_of, read_others, resolve_others
 from qwen_task_heads.data.question_records import derive_questions, labels_of_questions
 from qwen_task_heads.data.raw_texts import RawTexts
-from qwen_task_heads.data.schema import PROBLEM_TYPES, unread_lines
+from qwen_task_heads.data.schema import unread_lines
 from qwen_task_heads.data.splits import check_fraction, hash_rows, split_texts
 from qwen_task_heads.data.text_readers import read_texts
 from qwen_task_heads.data.text_targets import resolve_all
 from qwen_task_heads.errors import Problem, TaskHeadsError, error_at, shorten
+from qwen_task_heads.hubcode.configuration_task_heads import PROBLEM_TYPES
 from qwen_task_heads.hubcode.questions_task_heads import QUESTIONS
 from qwen_task_heads.hubs import hub_named
 from qwen_task_heads.labels.label_files import find_label_file

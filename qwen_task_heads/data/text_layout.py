@@ -14,7 +14,6 @@ from qwen_task_heads.data.schema import (
     ANSWERS,
     GROUP,
     NAMES,
-    PROBLEM_TYPES,
     RECORDS,
     TARGETS,
     TEXTS,
@@ -26,6 +25,7 @@ from qwen_task_heads.data.schema import (
     unknown_columns,
     unread_columns,
 )
+from qwen_task_heads.hubcode.configuration_task_heads import PROBLEM_TYPES
 from qwen_task_heads.hubcode.questions_task_heads import QUESTIONS
 from qwen_task_heads.sources.json_files import FileProblem
 

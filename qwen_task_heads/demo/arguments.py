@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError, least_problems
 from qwen_task_heads.hubs import HUBS, HUGGINGFACE
 from qwen_task_heads.inference.arguments import CommandLineOptions
 from qwen_task_heads.serving.arguments import is_loopback
@@ -74,11 +74,7 @@ class DemoArguments(CommandLineOptions):
     def __post_init__(self) -> None:
         """Validate the numbers, the login for addresses other than loopback, the Space and the packages."""
         least = {"port": 0, "max_titles": 1, "max_characters": 1, "max_words": 1}
-        problems = [
-            Problem(f"--{name}", f"found {value}", f"{low} or more", "raise it", code="option-range")
-            for name, low in least.items()
-            if (value := vars(self)[name]) < low
-        ]
+        problems = least_problems(self, least)
         if self.port > 65535:
             found = f"found {self.port}"
             problems.append(Problem("--port", found, "at most 65535", "lower it", code="option-range"))

@@ -90,7 +90,7 @@ class AuditReport:
         path: review file, or cleaned training set.
         rows: rows that were audited.
         wrong: estimated number of wrong labels; for a review, rows that were changed or dropped.
-        accuracy: out-of-fold accuracy of the audit, or "" for a review.
+        accuracy: out-of-fold accuracy of the audit; None for a review.
         before, after: accuracy of TF-IDF on dev without and with the review.
         next: command to type.
     """

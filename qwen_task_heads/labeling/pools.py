@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -161,34 +161,65 @@ def _label_problems(where: str, rows: Sequence[TextInput]) -> list[Problem]:
     return []
 
 
-def probabilities(
-    rows: Sequence[TextExample], texts: Sequence[TextExample], sets: TextSets, arguments: PoolArguments
-) -> list[Floats]:
-    """Return the probabilities (M, L) of texts by each engine, fitted on rows.
+@dataclass(frozen=True, kw_only=True)
+class Engines:
+    """What gives probabilities to texts; a model runs once over each text, not once a round.
 
     Args:
-        rows: N labelled rows; a trained classifier (`--model`) does not read them.
-        texts: M texts.
-        sets: whose labels are the columns.
-        arguments: which engines to use.
+        problem_type: of the labels.
+        num_labels: L.
+        seed: of the folds.
+        answers: text -> probabilities (L,) of a trained classifier; {} without one.
+        states: text -> features of a frozen backbone; {} without one.
     """
-    if arguments.model is not None:
-        return [by_classifier(arguments.model, texts, sets, hub=arguments.hub)]
-    every, count = [*rows, *texts], len(sets.labels)
-    targets = np.array([row.target for row in rows])
-    engines: list[FitAndScore] = [tfidf_texts(every, sets.problem_type, count)]
-    if arguments.model_name_or_path is not None:
-        states = backbone_features(
-            [full_text(row) for row in every], arguments.model_name_or_path, arguments.hub
+
+    problem_type: str
+    num_labels: int
+    seed: int
+    answers: Mapping[str, Floats]
+    states: Mapping[str, Floats]
+
+    @classmethod
+    def of(cls, rows: Sequence[TextExample], sets: TextSets, arguments: PoolArguments) -> Engines:
+        """Run the classifier or the backbone of the options over all rows, labelled or not."""
+        texts = [full_text(row) for row in rows]
+        answers: dict[str, Floats] = {}
+        states: dict[str, Floats] = {}
+        if arguments.model is not None:
+            found = by_classifier(arguments.model, rows, sets, hub=arguments.hub)
+            answers = dict(zip(texts, found, strict=True))
+        elif arguments.model_name_or_path is not None:
+            features = backbone_features(texts, arguments.model_name_or_path, arguments.hub)
+            states = dict(zip(texts, features, strict=True))
+        return cls(
+            problem_type=sets.problem_type,
+            num_labels=len(sets.labels),
+            seed=arguments.seed,
+            answers=answers,
+            states=states,
         )
-        engines.append(features_texts(states, [row.target for row in every], count))
-    fitted, asked = np.arange(len(rows)), np.arange(len(rows), len(every))
-    found = []
-    for engine in engines:
-        # The temperature is that of rows which the engine did not see.
-        temperature = temperature_of(out_of_fold(rows, engine, width=count, seed=arguments.seed), targets)
-        found.append(softmax(engine(fitted, asked) / temperature))
-    return found
+
+    def probabilities(self, rows: Sequence[TextExample], texts: Sequence[TextExample]) -> list[Floats]:
+        """Return the probabilities (M, L) of texts by each engine.
+
+        Args:
+            rows: N labelled rows, on which the engines are fitted; a trained classifier does not read them.
+            texts: M texts.
+        """
+        if self.answers:
+            return [np.array([self.answers[full_text(row)] for row in texts]).reshape(-1, self.num_labels)]
+        every, targets = [*rows, *texts], [row.target for row in rows]
+        engines: list[FitAndScore] = [tfidf_texts(every, self.problem_type, self.num_labels)]
+        if self.states:
+            states = np.array([self.states[full_text(row)] for row in every])
+            engines.append(features_texts(states, targets, self.num_labels))
+        fitted, asked = np.arange(len(rows)), np.arange(len(rows), len(every))
+        found = []
+        for engine in engines:
+            # The temperature is that of rows which the engine did not see.
+            unseen = out_of_fold(rows, engine, width=self.num_labels, seed=self.seed)
+            found.append(softmax(engine(fitted, asked) / temperature_of(unseen, np.array(targets))))
+        return found
 
 
 def by_classifier(

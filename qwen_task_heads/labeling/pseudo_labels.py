@@ -19,10 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from qwen_task_heads.data.examples import TextExample
-from qwen_task_heads.data.text_datasets import TextSets
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.labeling.confident_learning import Floats
-from qwen_task_heads.labeling.pools import PoolArguments, probabilities, read_pool
+from qwen_task_heads.labeling.pools import Engines, PoolArguments, read_pool
 from qwen_task_heads.labeling.review import as_columns, write_whole
 
 BALANCE = 2.0  # largest share of a class among the accepted rows, relative to the labelled rows
@@ -117,7 +116,8 @@ def pseudo_label(arguments: PseudoLabelArguments) -> PseudoLabelReport:
     texts = list(pool.texts)
     accepted: list[tuple[TextExample, float, int]] = []  # row, confidence, round
     rounds: list[Round] = []
-    both = _mean(given, [*dev, *texts], sets, arguments)
+    engines = Engines.of([*given, *dev, *texts], sets, arguments)
+    both = _mean(engines, given, [*dev, *texts])
     before = best = float((both[: len(dev)].argmax(1) == truth).mean())
     reason = f"{arguments.rounds} rounds were made"
     for number in range(1, (1 if arguments.model else arguments.rounds) + 1):
@@ -136,7 +136,7 @@ def pseudo_label(arguments: PseudoLabelArguments) -> PseudoLabelReport:
         ]
         rest = [row for place, row in enumerate(texts) if place not in set(chosen)]
         with_new = [*given, *(row for row, _, _ in accepted), *(row for row, _, _ in new)]
-        both = _mean(with_new, [*dev, *rest], sets, arguments)
+        both = _mean(engines, with_new, [*dev, *rest])
         accuracy = float((both[: len(dev)].argmax(1) == truth).mean())
         if (arguments.model is None and accuracy <= best and number > 1) or accuracy < best:
             reason = f"round {number} did not increase the accuracy on dev ({accuracy:.3f})"
@@ -228,7 +228,5 @@ def _shares(rows: Sequence[TextExample], count: int) -> Floats:
     return np.bincount(targets, minlength=count) / len(rows)
 
 
-def _mean(
-    rows: Sequence[TextExample], texts: Sequence[TextExample], sets: TextSets, arguments: PoolArguments
-) -> Floats:
-    return np.asarray(np.mean(probabilities(rows, texts, sets, arguments), axis=0))
+def _mean(engines: Engines, rows: Sequence[TextExample], texts: Sequence[TextExample]) -> Floats:
+    return np.asarray(np.mean(engines.probabilities(rows, texts), axis=0))

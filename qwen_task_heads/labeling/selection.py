@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from qwen_task_heads.data.examples import TextExample, full_text
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.labeling.confident_learning import Floats
-from qwen_task_heads.labeling.pools import PoolArguments, pool_columns, probabilities, read_pool
+from qwen_task_heads.labeling.pools import Engines, PoolArguments, pool_columns, read_pool
 from qwen_task_heads.labeling.review import cell, write_whole
 from qwen_task_heads.metrics.title_baselines import tfidf_vectorizers
 
@@ -87,7 +87,8 @@ def select_rows(arguments: SelectionArguments) -> SelectionReport:
     if problems:
         raise TaskHeadsError(problems)
     pool = read_pool(arguments)
-    engines = probabilities(list(pool.sets.train), pool.texts, pool.sets, arguments)
+    train = list(pool.sets.train)
+    engines = Engines.of([*train, *pool.texts], pool.sets, arguments).probabilities(train, pool.texts)
     chosen = choose(
         pool.texts,
         engines,
@@ -156,7 +157,7 @@ def score(engines: Sequence[Floats], *, strategy: str, seed: int = 0) -> Floats:
     if strategy == "random":
         return np.random.default_rng(seed).random(len(mean))
     if strategy == "margin":
-        first, second = np.sort(mean, axis=1)[:, -1], np.sort(mean, axis=1)[:, -2]
+        second, first = np.sort(mean, axis=1)[:, -2:].T
         return np.asarray(1 - (first - second))
     if strategy == "entropy":
         return _entropy(mean)

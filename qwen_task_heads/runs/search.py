@@ -133,7 +133,7 @@ def searched(parse: Callable[..., Any], argv: Sequence[str] | None) -> Any:
         argv: words; None for those of this process.
     """
     task, args, model_args = parsed = parse(argv)
-    if task.search is None:
+    if task.search is None or TRIAL in os.environ:  # a trial, whose --config may name the search
         return parsed
     words = list(sys.argv[1:] if argv is None else argv)
     return parse(_search(task, args, model_args, words))

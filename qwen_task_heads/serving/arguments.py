@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError, least_problems
 from qwen_task_heads.hubs import HUBS, HUGGINGFACE
 from qwen_task_heads.inference.arguments import CommandLineOptions
 from qwen_task_heads.serving.request_limits import RequestLimits
@@ -70,11 +70,7 @@ class ServeArguments(CommandLineOptions):
     def __post_init__(self) -> None:
         """Validate the numbers, and the token for addresses other than loopback."""
         least = {"port": 0, "batch_tokens": 1, "max_waiting_tokens": 1, "max_body_bytes": 1, "max_rows": 1}
-        problems = [
-            Problem(f"--{name}", f"found {value}", f"{low} or more", "raise it", code="option-range")
-            for name, low in least.items()
-            if (value := vars(self)[name]) < low
-        ]
+        problems = least_problems(self, least)
         if self.port > 65535:
             found = f"found {self.port}"
             problems.append(Problem("--port", found, "at most 65535", "lower it", code="option-range"))

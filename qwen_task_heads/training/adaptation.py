@@ -21,7 +21,7 @@ from qwen_task_heads.adapters import quiet_peft
 from qwen_task_heads.data.datasets import read_split
 from qwen_task_heads.data.embedded_datasets import locate_dataset
 from qwen_task_heads.data.text_readers import TextInput, read_inputs
-from qwen_task_heads.errors import Problem, TaskHeadsError
+from qwen_task_heads.errors import Problem, TaskHeadsError, least_problems
 from qwen_task_heads.generators import load_generator
 from qwen_task_heads.hubs import HUBS, HUGGINGFACE
 from qwen_task_heads.models import load_tokenizer
@@ -175,11 +175,7 @@ def blocks_of(texts: Sequence[str], tokenizer: Any, *, size: int) -> list[dict[s
 
 def _check(options: AdaptationArguments) -> None:
     least = {"lora_r": 1, "per_device_train_batch_size": 1, "block_size": 2}
-    problems = [
-        Problem(f"--{name}", f"found {value}", f"{low} or more", "raise it", code="option-range")
-        for name, low in least.items()
-        if (value := vars(options)[name]) < low
-    ]
+    problems = least_problems(options, least)
     if not options.num_train_epochs > 0:
         found = f"found {options.num_train_epochs:g}"
         problems.append(Problem("--num_train_epochs", found, "more than 0", "raise it", code="option-range"))

@@ -86,6 +86,7 @@ WITHOUT = {
     "data/row_reader.py::RowReader.refuse_value::row": WRAPPED,
     "sources/hub_datasets.py::_missing::where": PIP,
     "errors.py::error_at::where": WRAPPED,
+    "errors.py::least_problems::f'--{name}'": WRAPPED,
     "sources/excel.py::read_excel::path": PIP,
     "sources/table_files.py::read_parquet::path": PIP,
     "generators.py::load_generator::error.where": WRAPPED,

@@ -12,10 +12,11 @@ import pytest
 from records import ASKED
 
 from qwen_task_heads.data.raw_texts import RawText, RawTexts
-from qwen_task_heads.data.schema import CONVERSATIONS, PROBLEM_TYPES, TARGETS, TEXTS, TextColumns
+from qwen_task_heads.data.schema import CONVERSATIONS, TARGETS, TEXTS, TextColumns
 from qwen_task_heads.data.text_readers import TextInput, read_inputs, read_texts
 from qwen_task_heads.errors import Problem, TaskHeadsError
 from qwen_task_heads.hubcode import configuration_task_heads
+from qwen_task_heads.hubcode.configuration_task_heads import PROBLEM_TYPES
 from qwen_task_heads.sources.json_files import FileProblem
 
 

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from qwen_task_heads.runs.search import open_study, suggest, without
-from qwen_task_heads.training.search_options import Range
+from qwen_task_heads.runs.search import open_study, searched, suggest, without
+from qwen_task_heads.training.search_options import TRIAL, Range
 
 ROOT = Path(__file__).parents[2]
 RECIPE = str(ROOT / "recipes" / "classify.py")
@@ -50,6 +51,12 @@ def test_a_study_is_opened_again_with_its_trials(tmp_path: Path) -> None:
     assert again.trials[0].params == {"learning_rate": value}
     study.tell(trial, 0.5)
     assert again.best_value == 0.5
+
+
+def test_a_trial_whose_config_names_the_search_does_not_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = (SimpleNamespace(search=3), None, None)
+    monkeypatch.setenv(TRIAL, "trials.log\nrun\n0")
+    assert searched(lambda _: parsed, []) is parsed
 
 
 @pytest.mark.slow
